@@ -1,0 +1,80 @@
+"""The build of the book on a book of two pages: what fails is named, what is good is kept and not run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_chapter(path: Path, code: str) -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {path.stem}"),
+        nbformat.v4.new_code_cell('profile = "quick"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+def write_toc(root: Path, *chapters: str) -> None:
+    files = "".join(f"\n      - file: notebooks/{name}" for name in chapters)
+    head = "format: jb-book\nroot: book/index\nparts:\n  - caption: All\n    chapters:"
+    (root / "_toc.yml").write_text(f"{head}{files}\n")
+
+
+def build(root: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    return subprocess.run(
+        [sys.executable, "tools/build_book.py", "--profile", "smoke"],
+        cwd=root, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    for folder in ("notebooks", "tools", "tpgm"):
+        (tmp_path / folder).mkdir()
+    for folder in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / folder, tmp_path / "book" / folder)
+    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copy(ROOT / "tools" / "build_book.py", tmp_path / "tools")
+    (tmp_path / "book" / "index.md").write_text("# Small\n")
+    write_chapter(tmp_path / "notebooks" / "good.ipynb", "import os\nprint(profile, os.listdir())")
+    write_chapter(tmp_path / "notebooks" / "bad.ipynb", 'raise ValueError("the theorem fails")')
+    write_toc(tmp_path, "good", "bad")
+    return tmp_path
+
+
+def test_failures_are_named_and_good_chapters_kept(small: Path) -> None:
+    first = build(small)
+    assert first.returncode == 1
+    assert "ValueError: the theorem fails" in first.stderr
+    assert "not built: bad.ipynb failed" in first.stderr
+    executed = small / "_build" / "executed"
+    assert {path.name for path in executed.glob("*.ipynb")} == {"good.ipynb", "bad.part.ipynb"}
+    assert not (small / "_build" / "html").exists()
+
+    write_toc(small, "good")
+    second = build(small)
+    assert second.returncode == 0, second.stderr
+    assert "1 of 1 chapters are up to date" in second.stdout
+    page = small / "_build" / "html" / "index.html"
+    assert second.stdout.rstrip().endswith(f"The book: {page}")
+    assert page.is_file()
+    assert "smoke []" in (small / "_build" / "html" / "notebooks" / "good.html").read_text(), "profile, empty directory"
+    assert (page.parent / "_static" / "mathjax" / "tex-mml-chtml.js").is_file()
+
+    write_chapter(small / "notebooks" / "good.ipynb", "print(6 * 7)")
+    third = build(small)
+    assert third.returncode == 0, third.stderr
+    assert "up to date" not in third.stdout.split("Running Jupyter-Book")[0]
+    assert ">42\n<" in (small / "_build" / "html" / "notebooks" / "good.html").read_text()

@@ -1,0 +1,108 @@
+"""The command line, from image files to a printed table, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tpgm import models
+from tpgm.cli import main
+from tpgm.models.architectures import Architecture
+from tpgm.models.pretrained import Pretrained, preparation_of
+
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40)}
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A tiny vision transformer in a file of this package."""
+    torch.manual_seed(0)
+    architecture = Architecture("icons-vit", {"size": 16, "width": 16, "depth": 1, "heads": 2})
+    model = architecture.build(5)
+    start = Pretrained("tiny", model, {}, (), preparation_of(model, 16), "head", tuple("abcde"), architecture)
+    models.save(tmp_path / "tiny.safetensors", start, model)
+    return tmp_path / "tiny.safetensors"
+
+
+def paint(folder: Path, light: float, count: int = 12) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for name, color in COLORS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            noise = torch.randint(0, 50, (16, 16, 3), generator=generator)
+            pixels = ((torch.tensor(color) + noise) * light).to(torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_from_image_files_to_a_table_and_a_model(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, dark = paint(tmp_path / "photos", 1.0), paint(tmp_path / "dark", 0.4)
+    out = tmp_path / "run"
+    settings = ["--set", "epochs=6", "--set", "batch_size=4", "--set", "lr=1e-2", "--set", "norm=l2"]
+    status = main(
+        ["finetune", str(backbone), str(photos), "--ood", f"dark={dark}", "--out", str(out), "--quiet", *settings]
+    )
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "| id_test |" in printed.out
+    assert "| dark |" in printed.out
+    row = json.loads((out / "result.json").read_text())
+    assert row["settings"]["lr"] == 1e-2
+    assert (out / "ratios.png").exists()
+    # inference afterwards: class names and preprocessing come with the file
+    tuned = models.load(out / "model.safetensors")
+    assert tuned.class_names == ("green", "red")
+    assert tuned.predict(photos / "red" / "3.png")[0][0] == "red"
+    assert main(["finetune", str(backbone), str(photos), "--out", str(out)]) == 1
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = paint(tmp_path / "photos", 1.0, count=30)
+    monkeypatch.setattr("tpgm.training.CHECKPOINT_SECONDS", 0.0)
+    path = photos / "red" / "7.png"
+    path.write_bytes(path.read_bytes()[:200])  # the header is whole
+    arguments = ["finetune", str(backbone), str(photos), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main([*arguments, "--set", "workers=0", "--set", "batch_size=1"]) == 1
+    assert f"cannot read the image {path}" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint.pt").exists()  # of the steps before it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m", "icons", "--out", "x", "--method", "tpmg"], "did you mean 'tpgm'?"),
+        (["m", "icons", "--out", "x", "--set", "lr"], "--set takes NAME=VALUE"),
+        (["m", "icons", "--out", "x", "--set", "lr=fast"], "lr must be of type float"),
+        (["m", "icons", "--out", "x", "--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["m", "icons", "--out", "x", "--ood", "a=b"], "--ood goes with a folder"),
+        (["m", "icons", "--out", "x", "--size", "0"], "--size must be at least 1"),
+        (["m", "photos", "--out", "x", "--train-per-class", "3"], "--train-per-class goes with the icons"),
+        (["m", "no-such-folder", "--out", "x"], "no-such-folder"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["finetune", "m", "icons", "--out", "x", "--method", "tpmg", "--debug"])
+
+
+def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    assert "arXiv 2303.10720" in capsys.readouterr().out
+    assert main(["methods", "ftp"]) == 0
+    assert "kappa" in capsys.readouterr().out

@@ -1,0 +1,575 @@
+"""What TPGM promises a training loop: what it leaves alone, what it works with, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from tests.conftest import build
+from tpgm import TPGM
+
+
+def displaced(kind: str = "mlp", scale: float = 0.1) -> tuple[nn.Module, dict[str, Tensor], Callable[[], Tensor]]:
+    """A model moved away from its anchor, the anchor, and a closure."""
+    model, x, y = build(kind)
+    anchor = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(scale * torch.randn_like(p))
+    return model, anchor, lambda: cross_entropy(model(x), y)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_same(state: dict[str, Tensor], model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+# --- what an update leaves alone
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "transformer"])
+def test_update_leaves_weights_buffers_gradients_and_modes(kind: str) -> None:
+    model, anchor, closure = displaced(kind)
+    model.train()
+    model.get_submodule(next(name for name, _ in model.named_modules() if name)).eval()
+    closure().backward()
+    modes = [m.training for m in model.modules()]
+    before, gradients = snapshot(model), [p.grad for p in model.parameters()]
+    values = [g.clone() for g in gradients if g is not None]
+    seen = []
+
+    def recording() -> Tensor:
+        seen.append([m.training for m in model.modules()])
+        return closure()
+
+    loss = TPGM(model, anchor=anchor).update(recording)
+    assert not any(seen[0])  # eval mode inside
+    assert math.isfinite(loss)
+    assert_same(before, model)
+    assert [m.training for m in model.modules()] == modes
+    for p, gradient, value in zip(model.parameters(), gradients, values, strict=True):
+        assert p.grad is gradient
+        assert torch.equal(p.grad, value)
+
+
+def test_the_closure_sees_the_projected_weights_and_so_does_projected() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor, norm="l2")
+    inside: dict[str, Tensor] = {}
+    tpgm.update(lambda: (inside.update(snapshot(model)), closure())[1])
+    delta = {name: p.detach() - anchor[name] for name, p in model.named_parameters()}
+    for name, d in delta.items():  # the start radius is half the norm
+        torch.testing.assert_close(inside[name], anchor[name] + d / 2)
+    before = snapshot(model)
+    with tpgm.projected():
+        during = snapshot(model)
+    assert_same(before, model)
+    tpgm.project_()
+    assert_same(during, model)
+    for name, d in delta.items():
+        assert (model.get_parameter(name) - anchor[name]).norm() <= tpgm.radii[name] * (1 + 1e-6)
+        assert tpgm.ratios()[name] == pytest.approx(tpgm.radii[name] / float(d.norm()), rel=1e-5)
+
+
+def test_weights_come_back_when_the_closure_raises() -> None:
+    model, anchor, _ = displaced()
+    tpgm, before = TPGM(model, anchor=anchor), snapshot(model)
+    with pytest.raises(KeyError):
+        tpgm.update(lambda: {}["loss"])
+    assert_same(before, model)
+    assert set(tpgm.radii.values()) == {math.inf}
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nan_raises_and_leaves_radii_and_weights(poison: str) -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    weights, radii, state = snapshot(model), tpgm.radii, copy.deepcopy(tpgm.optimizer.state_dict())
+
+    def broken() -> Tensor:
+        if poison == "loss":
+            return closure() * math.nan
+        return closure() + (model.get_parameter("0.bias") - model.get_parameter("0.bias")).sqrt().sum()
+
+    with pytest.raises(FloatingPointError):
+        tpgm.update(broken)
+    assert_same(weights, model)
+    assert tpgm.radii == radii
+    assert torch.equal(tpgm.optimizer.state_dict()["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
+    tpgm.update(closure)  # and it goes on
+    assert tpgm.radii != radii
+
+
+def test_nan_weights_are_named() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    radii = tpgm.radii
+    with torch.no_grad():
+        model.get_parameter("2.weight")[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"2\.weight"):
+        tpgm.update(closure)
+    tpgm.project_()  # does not spread to the radii
+    assert tpgm.radii["2.weight"] == radii["2.weight"]
+
+
+# --- parameters of every kind
+
+
+def test_parameters_that_have_not_moved_or_get_no_gradient() -> None:
+    model, x, y = build("mlp")
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    tpgm = TPGM(model)
+    with torch.no_grad():
+        model.get_parameter("0.weight").add_(0.1)
+        model.get_parameter("unused").add_(0.5)
+
+    def closure() -> Tensor:
+        return cross_entropy(model(x), y)
+
+    for _ in range(3):
+        tpgm.update(closure)
+    assert tpgm.radii["2.weight"] == math.inf  # has not moved
+    assert tpgm.ratios()["2.weight"] == 1
+    assert tpgm.radii["unused"] == pytest.approx(0.75)  # moved, no gradient: stays at its start
+    with torch.no_grad():
+        model.get_parameter("2.weight").add_(0.2)
+    tpgm.project_()
+    assert tpgm.radii["2.weight"] == math.inf  # waits for an update
+    tpgm.update(closure)
+    assert math.isfinite(tpgm.radii["2.weight"])
+
+
+def test_rows_that_have_not_moved_do_no_harm() -> None:
+    model = nn.Embedding(5, 3)
+    tpgm = TPGM(model, tv=1.0, groups=[["*"]])
+    with torch.no_grad():
+        model.weight[:2] += 1.0
+    for _ in range(3):
+        tpgm.update(lambda: model(torch.tensor([0, 1])).square().sum())
+    assert 1e-8 <= tpgm.radii["weight"] <= 3.0
+    tpgm.project_()
+    assert model.weight.isfinite().all()
+
+
+def test_embedding_with_sparse_gradient() -> None:
+    radii = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Embedding(5, 3, sparse=sparse)
+        tpgm = TPGM(model)
+        with torch.no_grad():
+            model.weight += torch.randn(5, 3)
+        tpgm.update(lambda m=model: m(torch.tensor([0, 1])).square().sum())
+        radii.append(tpgm.radii["weight"])
+    assert radii[0] == radii[1]
+
+
+def test_frozen_skipped_excluded_left_alone_tied_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(7, 4)
+            self.body = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+            self.new = nn.Linear(4, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.new(self.body(self.embed(tokens))).sum() + self.head(self.body(self.embed(tokens))).sum()
+
+    model = Tied()
+    model.body.bias.requires_grad_(False)
+    anchor = {name: t for name, t in copy.deepcopy(model.state_dict()).items() if not name.startswith("new")}
+    del anchor["embed.weight"]  # an anchor may name a tied weight by any of its names
+    tpgm = TPGM(model, anchor=anchor, exclude=["new.*"])
+    assert set(tpgm.radii) == {"embed.weight", "body.weight"}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    left = {name: model.get_parameter(name).clone() for name in ("new.weight", "new.bias", "body.bias")}
+    tpgm.update(lambda: model(torch.arange(7)))
+    tpgm.project_()
+    for name, tensor in left.items():
+        assert torch.equal(model.get_parameter(name), tensor)
+    assert model.head.weight is model.embed.weight
+    assert set(TPGM(model, exclude=["head.*"]).radii) == {"body.weight", "new.weight", "new.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_have_float32_radii(dtype: torch.dtype) -> None:
+    model, anchor, _ = displaced()
+    model.to(dtype)
+    x = torch.randn(8, 6, dtype=dtype)
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(lambda: model(x).float().square().mean())
+    tpgm.project_()
+    assert all(r.dtype == torch.float32 for r in tpgm.state_dict()["radii"].values())
+    assert all(p.dtype == dtype for p in model.parameters())
+    assert all(math.isfinite(r) for r in tpgm.radii.values())
+
+
+def test_radii_of_large_half_precision_tensors_do_not_overflow() -> None:
+    model = nn.Linear(70_000, 1, bias=False).half()
+    tpgm = TPGM(model, anchor={"weight": torch.zeros(1, 70_000)})
+    with torch.no_grad():
+        model.weight.fill_(2.0)  # the L1 norm, 140 000, is beyond float16
+    tpgm.update(lambda: model.weight.float().square().mean())
+    assert tpgm.ratios()["weight"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_anchor_is_a_copy_and_follows_the_model() -> None:
+    model, x, y = build("mlp")
+    tpgm = TPGM(model, anchor=model.state_dict())  # live references
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    model.double()  # moved after construction
+    tpgm.update(lambda: cross_entropy(model(x.double()), y))
+    assert all(math.isfinite(r) for r in tpgm.radii.values())
+    assert tpgm.anchor["0.weight"].dtype == torch.float64
+
+
+# --- wrappers
+
+
+def test_radius_gradients_are_those_of_the_bare_model_under_any_wrapper() -> None:
+    def radii(wrap: Callable[[nn.Module], nn.Module], construct_on_wrapper: bool) -> dict[str, float]:
+        torch.manual_seed(0)
+        model, anchor, _ = displaced("conv")
+        _, x, y = build("conv")
+        wrapped = wrap(model)
+        tpgm = TPGM(wrapped if construct_on_wrapper else model, anchor=anchor)
+        wrapped.train()
+        for _ in range(3):
+            wrapped(x).sum().backward()
+            tpgm.update(lambda: cross_entropy(wrapped(x), y))
+            tpgm.project_()
+        return tpgm.radii
+
+    bare = radii(lambda m: m, True)
+    for wrap in (DataParallel, lambda m: torch.compile(m, backend="aot_eager")):
+        for on_wrapper in (True, False):
+            assert radii(wrap, on_wrapper) == pytest.approx(bare, rel=1e-6)
+
+
+def test_an_enclosing_autocast_does_not_serve_stale_weights() -> None:
+    model, anchor, _ = displaced(scale=1.0)
+    _, x, y = build("mlp")
+    tpgm = TPGM(model, anchor=anchor)
+    with torch.autocast("cpu", torch.bfloat16):
+        unprojected = cross_entropy(model(x), y).item()  # fills autocast's cache of casts
+        inside = tpgm.update(lambda: cross_entropy(model(x), y))
+        again = cross_entropy(model(x), y).item()
+    fresh = TPGM(model, anchor=anchor)
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cross_entropy(model(x), y)
+
+    assert inside == pytest.approx(fresh.update(closure))
+    assert again == unprojected
+    assert inside != pytest.approx(unprojected, rel=1e-3)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _worker(rank: int, port: int, queue: mp.SimpleQueue, compiled: bool) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model, anchor, _ = displaced("conv")
+    _, x, y = build("conv")
+    ddp = DistributedDataParallel(model)
+    tpgm = TPGM(torch.compile(ddp, backend="eager") if compiled else ddp, anchor=anchor)
+    mine = slice(rank, None, 2)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        ddp.eval()  # BatchNorm by its running statistics, so that one process on the whole batch does the same
+        cross_entropy(ddp(x[mine]), y[mine]).backward()
+        optimizer.step()
+        tpgm.update(lambda: cross_entropy(ddp(x[mine]), y[mine]))
+        tpgm.project_()
+    queue.put((rank, tpgm.radii))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_distributed_data_parallel_takes_the_step_of_one_process_on_the_whole_batch(compiled: bool) -> None:
+    torch.manual_seed(0)
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    mp.spawn(_seeded_worker, args=(_free_port(), queue, compiled), nprocs=2)
+    two = dict([queue.get(), queue.get()])
+    assert two[0] == two[1]
+    torch.manual_seed(0)
+    model, anchor, _ = displaced("conv")
+    _, x, y = build("conv")
+    tpgm = TPGM(model, anchor=anchor)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.eval()
+    for _ in range(4):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+        tpgm.update(lambda: cross_entropy(model(x), y))
+        tpgm.project_()
+    assert two[0] == pytest.approx(tpgm.radii, rel=1e-4)
+
+
+def _seeded_worker(rank: int, port: int, queue: mp.SimpleQueue, compiled: bool) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    _worker(rank, port, queue, compiled)
+
+
+# --- penalty and total variation do what they are for
+
+
+def test_penalty_tightens_and_total_variation_evens_out() -> None:
+    def train(updates: int, **settings: float) -> TPGM:
+        torch.manual_seed(0)
+        model, x, y = build("mlp")
+        tpgm = TPGM(model, norm="l2", lr=2e-2, groups=[["*"]], **settings)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(50):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+        for _ in range(updates):
+            tpgm.update(lambda: cross_entropy(model(x), y))
+        return tpgm
+
+    def spread(tpgm: TPGM) -> float:
+        values = list(tpgm.ratios().values())
+        return sum(abs(a - b) for a, b in itertools.pairwise(values))
+
+    plain, tight = train(200), train(200, penalty=1.0)
+    assert sum(r**2 for r in tight.radii.values()) < 0.1 * sum(r**2 for r in plain.radii.values())
+    # on the way, every radius grows by the same lr while the norms differ: the ratios drift apart
+    assert spread(train(30, tv=1.0)) < 0.3 * spread(train(30))
+
+
+# --- resume
+
+
+@pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_resume_is_exact(norm) -> None:
+    def run(stop: int | None) -> tuple[dict[str, Tensor], dict[str, float]]:
+        torch.manual_seed(0)
+        model, x, y = build("mlp")
+        tpgm = TPGM(model, norm=norm)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for step in range(10):
+            if step == stop:
+                file = io.BytesIO()
+                torch.save([m.state_dict() for m in (model, optimizer, tpgm)], file)
+                file.seek(0)
+                torch.manual_seed(0)
+                model, *_ = build("mlp")
+                tpgm = TPGM(model, norm=norm)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+                for m, state in zip((model, optimizer, tpgm), torch.load(file, weights_only=True), strict=True):
+                    m.load_state_dict(state)
+            optimizer.zero_grad()
+            cross_entropy(model(x[:12]), y[:12]).backward()
+            optimizer.step()
+            tpgm.update(lambda m=model: cross_entropy(m(x[12:]), y[12:]))
+            tpgm.project_()
+        return snapshot(model), tpgm.radii
+
+    weights, radii = run(None)
+    for stop in (1, 5):
+        again, again_radii = run(stop)
+        assert all(torch.equal(weights[name], again[name]) for name in weights)
+        assert radii == again_radii
+
+
+def test_state_is_independent_of_what_follows() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    state = tpgm.state_dict()
+    tpgm.update(closure)
+    once, ratios = tpgm.radii, tpgm.ratios()
+    tpgm.update(closure)
+    tpgm.load_state_dict(state)
+    tpgm.update(closure)
+    assert tpgm.radii == once
+    assert tpgm.ratios() == ratios
+
+
+def test_ratios_are_part_of_the_state() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    tpgm.project_()
+    again = TPGM(model, anchor=anchor)
+    again.load_state_dict(tpgm.state_dict())
+    assert again.ratios() == tpgm.ratios()
+    assert min(tpgm.ratios().values()) < 0.9  # of before the projection, not of the weights as they are now
+
+
+def test_a_model_whose_only_child_is_called_module() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    model = Wrapped()
+    assert set(TPGM(model).radii) == {"module.weight", "module.bias"}
+    assert set(TPGM(model, anchor=model.state_dict()).radii) == {"module.weight", "module.bias"}
+
+
+def test_radii_stay_positive() -> None:
+    model, anchor, closure = displaced(scale=1e-3)
+    tpgm = TPGM(model, anchor=anchor, lr=1.0)
+    for _ in range(3):
+        tpgm.update(closure)
+        assert min(tpgm.radii.values()) >= 1e-8 * (1 - 1e-6)
+
+
+def test_loading_another_state_is_refused_and_changes_nothing() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    radii = tpgm.radii
+    other, other_anchor, other_closure = displaced("conv")
+    foreign = TPGM(other, anchor=other_anchor)
+    foreign.update(other_closure)
+    for state, message in [
+        (foreign.state_dict(), "another model"),
+        (TPGM(model, anchor=anchor, norm="l2").state_dict(), "norm 'l2'"),
+        (TPGM(model).state_dict(), "another anchor"),
+        (TPGM(model, anchor=anchor, exclude=["0.*"]).state_dict(), "another exclude"),
+        ({**foreign.state_dict(), "radii": tpgm.state_dict()["radii"]}, "damaged"),
+        ({"radii": {}}, "lacks anchor, norm, norms, optimizer"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tpgm.load_state_dict(state)
+        assert tpgm.radii == radii
+
+
+# --- bad input
+
+
+def test_anchor_that_does_not_fit_is_described() -> None:
+    model, *_ = build("mlp")
+    state = model.state_dict()
+    missing = {name: t for name, t in state.items() if name != "2.bias"}
+    with pytest.raises(ValueError, match=r"lacks tensors:\s+2\.bias(.|\n)*exclude"):
+        TPGM(model, anchor=missing)
+    with pytest.raises(ValueError, match=r"does not have:\s+fc\.weight"):
+        TPGM(model, anchor={**state, "fc.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"4\.weight: anchor \(9, 8\), model \(3, 8\)"):
+        TPGM(model, anchor={**state, "4.weight": torch.zeros(9, 8)})
+    with pytest.raises(ValueError, match="NaN"):
+        TPGM(model, anchor={**state, "0.bias": torch.full((10,), math.nan)})
+    with pytest.raises(ValueError, match="int64"):
+        TPGM(model, anchor={**state, "0.bias": torch.zeros(10, dtype=torch.int64)})
+    with pytest.raises(TypeError, match="state dict"):
+        TPGM(model, anchor=[1, 2])  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_with_another_head_and_a_prefix_fits_once_the_head_is_excluded() -> None:
+    model, *_ = build("mlp")
+    state = {f"module.{name}": t for name, t in model.state_dict().items() if not name.startswith("4.")}
+    tpgm = TPGM(model, anchor={**state, "module.fc.weight": torch.zeros(1000, 8)}, exclude=["4.*", "fc.*"])
+    assert set(tpgm.radii) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"exclude": ["hed.*"]}, ValueError, r"exclude: pattern 'hed\.\*' matches no parameter"),
+        ({"exclude": "4.*"}, TypeError, r"exclude=\['4\.\*'\]"),
+        ({"norm": "linf"}, ValueError, "unknown norm 'linf'"),
+        ({"lr": -1e-2}, ValueError, "lr must be"),
+        ({"lr": math.nan}, ValueError, "lr must be"),
+        ({"penalty": -1.0}, ValueError, "penalty must be"),
+        ({"tv": math.inf}, ValueError, "tv must be"),
+        ({"groups": [["layer9.*"]]}, ValueError, r"groups: pattern 'layer9\.\*'"),
+        ({"exclude": ["*"]}, ValueError, "nothing to constrain"),
+    ],
+)
+def test_bad_settings(settings: dict, error: type[Exception], message: str) -> None:
+    model, *_ = build("mlp")
+    with pytest.raises(error, match=message):
+        TPGM(model, **settings)
+
+
+def test_bad_closures() -> None:
+    model, anchor, closure = displaced()
+    tpgm, before = TPGM(model, anchor=anchor), snapshot(model)
+    _, x, y = build("mlp")
+
+    def without_gradient() -> Tensor:
+        with torch.no_grad():
+            return closure()
+
+    def backward() -> Tensor:
+        loss = closure()
+        loss.backward()
+        return loss
+
+    elsewhere = nn.Linear(6, 3)
+    for bad, error, message in [
+        (lambda: 1.0, TypeError, "float"),
+        (lambda: cross_entropy(model(x), y, reduction="none"), ValueError, r"shape \(24,\)"),
+        (without_gradient, ValueError, "without gradient"),
+        (backward, ValueError, r"called backward\(\)"),
+        (lambda: cross_entropy(elsewhere(x), y), ValueError, "does not depend"),
+    ]:
+        with pytest.raises(error, match=message):
+            tpgm.update(bad)
+        assert_same(before, model)
+        assert set(tpgm.radii.values()) == {math.inf}
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_projection_inside_projection_is_refused() -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    with tpgm.projected():
+        for call in (tpgm.project_, lambda: tpgm.update(closure)):
+            with pytest.raises(RuntimeError, match="already holds projected weights"):
+                call()
+    tpgm.update(closure)
+
+
+def test_projecting_before_any_update_warns_and_does_nothing() -> None:
+    model, anchor, _ = displaced()
+    tpgm, before = TPGM(model, anchor=anchor), snapshot(model)
+    with pytest.warns(UserWarning, match="before the first update"):
+        tpgm.project_()
+    assert_same(before, model)
+    assert set(tpgm.ratios().values()) == {1.0}
+
+
+def test_repr_tells_what_is_constrained() -> None:
+    model, *_ = build("mlp")
+    assert "4 tensors" in repr(TPGM(model, exclude=["4.*"]))

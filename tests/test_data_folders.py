@@ -1,0 +1,333 @@
+"""Image folders, DomainNet and ImageNet: tiny trees in the official layouts, and errors that name the file."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tpgm.data import DataSplits, ImageArray, ImageFiles, domainnet, image_folder, imagenet, resize_and_crop
+from tpgm.data.splits import FRACTIONS, hold_out, label_fraction, shuffled
+
+
+def write_image(path: Path, shade: int = 100, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, shade if mode in ("L", "I;16") else (shade,) * len(mode)).save(path)
+
+
+def write_classes(folder: Path, classes: Iterable[str], count: int) -> None:
+    for name in classes:
+        for k in range(count):
+            write_image(folder / name / f"{k:02d}.png", shade=k)
+
+
+def paths_of(data: Any) -> set[Path]:
+    return set(data.paths)
+
+
+# --- choices that hashes make
+
+
+def test_choices_depend_on_key_and_seed_only() -> None:
+    keys = [f"image {k}" for k in range(100)]
+    order = shuffled(keys, 0)
+    assert sorted(order) == list(range(100))
+    assert order != list(range(100))
+    assert [keys[k] for k in order] == [keys[::-1][k] for k in shuffled(keys[::-1], 0)]
+    assert shuffled(keys, 1) != order
+    # a value that another machine must reproduce
+    assert order[:5] == [19, 17, 74, 63, 77]
+
+
+def test_label_fractions_are_nested_and_keep_every_class() -> None:
+    labels = [0] * 200 + [1] * 30
+    keys = [str(k) for k in range(230)]
+    chosen = [set(label_fraction(labels, keys, percent, 3)) for percent in FRACTIONS]
+    assert [len(c) for c in chosen] == [2 + 1, 10 + 2, 20 + 3, 40 + 6, 100 + 15, 230]
+    assert all(small < large for small, large in itertools.pairwise(chosen))
+    with pytest.raises(ValueError, match="percentage"):
+        label_fraction(labels, keys, 101, 0)
+
+
+def test_held_out_images_are_of_every_class_that_can_spare_one() -> None:
+    labels = [0] * 20 + [1] * 2 + [2]
+    kept, held = hold_out(labels, [str(k) for k in range(23)], 0.1, 0)
+    assert sorted(kept + held) == list(range(23))
+    assert sorted(labels[k] for k in held) == [0, 0, 1]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        hold_out(labels, [str(k) for k in range(23)], 1.0, 0)
+
+
+# --- the shape that all data have
+
+
+def test_image_array_checks_shapes_and_types() -> None:
+    images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
+    image, label = ImageArray(images, labels)[1]
+    assert image.shape == (3, 4, 4)
+    assert type(label) is int
+    with pytest.raises(TypeError, match="uint8"):
+        ImageArray(images.float(), labels)
+    with pytest.raises(ValueError, match="labels"):
+        ImageArray(images, labels[:1])
+    with pytest.raises(ValueError, match="2 paths but 1 labels"):
+        ImageFiles([Path("a"), Path("b")], [0], lambda x: x)
+
+
+def test_splits_refuse_empty_parts_and_labels_out_of_range() -> None:
+    good = ImageArray(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
+    empty = ImageArray(good.images[:0], good.labels[:0])
+    with pytest.raises(ValueError, match="'shifted' has no images"):
+        DataSplits("x", "x", ("a", "b"), good, good, good, {"shifted": empty})
+    with pytest.raises(ValueError, match=r"label of 'train' is outside 0\.\.0"):
+        DataSplits("x", "x", ("a",), good, good, good, {})
+
+
+def test_default_transform_gives_a_square_of_bytes() -> None:
+    image = Image.fromarray(np.arange(20 * 40 * 3, dtype=np.uint8).reshape(20, 40, 3))
+    out = resize_and_crop(16)(image)
+    assert out.shape == (3, 16, 16)
+    assert out.dtype == torch.uint8
+
+
+# --- the user's own folders
+
+
+def test_one_folder_is_split_by_class(tmp_path: Path) -> None:
+    write_classes(tmp_path / "photos", ["cat", "dog"], 20)
+    write_classes(tmp_path / "drawings", ["dog"], 3)
+    data = image_folder(tmp_path / "photos", {"drawings": tmp_path / "drawings"})
+    assert data.class_names == ("cat", "dog")
+    assert data.id_domain == "photos"
+    assert [p.labels.bincount().tolist() for p in (data.train, data.val, data.id_test)] == [[14, 14], [3, 3], [3, 3]]
+    parts = [paths_of(part) for part in (data.train, data.val, data.id_test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 40
+    assert data.ood_tests["drawings"].labels.tolist() == [1, 1, 1]
+    image, label = data.train[0]
+    assert image.shape == (3, 224, 224)
+    assert image.dtype == torch.uint8
+    assert label == 0
+    again = image_folder(tmp_path / "photos")
+    assert again.train.paths == data.train.paths
+    assert image_folder(tmp_path / "photos", seed=1).train.paths != data.train.paths
+
+
+def test_a_moved_folder_is_split_alike(tmp_path: Path) -> None:
+    write_classes(tmp_path / "a", ["cat", "dog"], 9)
+    first = [p.relative_to(tmp_path / "a") for p in image_folder(tmp_path / "a").train.paths]
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert [p.relative_to(tmp_path / "b") for p in image_folder(tmp_path / "b").train.paths] == first
+
+
+def test_the_users_own_split_is_kept(tmp_path: Path) -> None:
+    for part, count in {"train": 10, "val": 4, "test": 2}.items():
+        write_classes(tmp_path / part, ["cat", "dog"], count)
+    data = image_folder(tmp_path, transform=lambda image: image.size)
+    assert [len(part) for part in (data.train, data.val, data.id_test)] == [20, 8, 4]
+    assert data.val[0] == ((12, 10), 0)
+    assert all("train" in path.parts for path in data.train.paths)
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'val' / 'cat'} has no images")):
+        image_folder(tmp_path)
+
+
+def test_validation_is_held_out_of_train_if_there_is_none(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_classes(tmp_path / part, ["cat", "dog"], 10)
+    data = image_folder(tmp_path, val_share=0.2, fraction=50, train_transform=lambda image: "augmented")
+    assert [len(part) for part in (data.train, data.val, data.id_test)] == [8, 2, 20]
+    assert all("train" in path.parts for path in data.val.paths)
+    assert data.train[0] == ("augmented", 0)
+
+
+def test_grey_transparent_and_palette_images_become_rgb(tmp_path: Path) -> None:
+    for k, mode in enumerate(["L", "RGBA", "RGB"]):
+        write_image(tmp_path / "cat" / f"{k}.png", mode=mode)
+    data = image_folder(tmp_path, transform=lambda image: image.mode)
+    assert {part[0][0] for part in (data.train, data.val, data.id_test)} == {"RGB"}
+
+
+def test_folder_errors_name_what_is_wrong(tmp_path: Path) -> None:
+    photos, drawings = tmp_path / "photos", tmp_path / "drawings"
+    with pytest.raises(FileNotFoundError, match=re.escape(str(photos))):
+        image_folder(photos)
+    photos.mkdir()
+    with pytest.raises(ValueError, match="no class folders"):
+        image_folder(photos)
+    write_classes(photos, ["cat", "dog"], 5)
+    (photos / "cow").mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"{photos / 'cow'} has no images")):
+        image_folder(photos)
+    write_classes(photos, ["cow"], 2)
+    with pytest.raises(ValueError, match=re.escape(f"{photos / 'cow'} has 2 images")):
+        image_folder(photos)
+    write_classes(photos, ["cow"], 5)
+    write_classes(drawings, ["cat", "horse", "zebra"], 1)
+    with pytest.raises(ValueError, match=r"drawings has classes .* horse, zebra"):
+        image_folder(photos, {"drawings": drawings})
+    (photos / "dog" / "02.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=re.escape(f"{photos / 'dog' / '02.png'} is not a readable image")):
+        image_folder(photos)
+
+
+def test_an_image_cut_off_within_is_named_when_read(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for k in range(3):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "cat" / f"{k}.png")
+    data = image_folder(tmp_path)
+    path = data.train.paths[0]
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(OSError, match=re.escape(f"cannot read the image {path}")):
+        data.train[0]
+
+
+# --- DomainNet
+
+DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+@pytest.fixture
+def domainnet_root(tmp_path: Path) -> Path:
+    """Three classes, 20 training and 3 test images a class and domain, in the official layout."""
+    for domain in DOMAINS:
+        for part, count in {"train": 20, "test": 3}.items():
+            lines = []
+            for label, name in enumerate(["aircraft_carrier", "airplane", "alarm clock"]):
+                for k in range(count):
+                    relative = f"{domain}/{name}/{domain}_{label:03d}_{part}{k:06d}.jpg"
+                    write_image(tmp_path / relative)
+                    lines.append(f"{relative} {label}")
+            (tmp_path / f"{domain}_{part}.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_domainnet_follows_the_official_lists(domainnet_root: Path) -> None:
+    data = domainnet(domainnet_root)
+    assert data.class_names == ("aircraft_carrier", "airplane", "alarm clock")
+    assert data.id_domain == "real"
+    assert list(data.ood_tests) == ["sketch", "painting", "infograph", "clipart"]
+    assert [len(part) for part in (data.train, data.val, data.id_test)] == [54, 6, 9]
+    assert all("_test" in path.name and "sketch" in path.parts for path in data.ood_tests["sketch"].paths)
+    assert not paths_of(data.train) & paths_of(data.val)
+    assert all("_train" in path.name for path in data.train.paths + data.val.paths)
+    assert data.val.labels.bincount().tolist() == [2, 2, 2]
+    image, label = data.ood_tests["clipart"][8]
+    assert image.shape == (3, 224, 224)
+    assert label == 2
+
+
+def test_domainnet_fractions_pay_for_validation_too(domainnet_root: Path) -> None:
+    sizes = {}
+    for fraction in (10, 20, 50, 100):
+        data = domainnet(domainnet_root, "clipart", ["quickdraw"], fraction=fraction)
+        sizes[fraction] = (len(data.train), len(data.val))
+        assert len(data.id_test) == 9
+    assert sizes == {10: (3, 3), 20: (9, 3), 50: (27, 3), 100: (54, 6)}
+
+
+def test_one_label_a_class_leaves_nothing_to_validate_on(domainnet_root: Path) -> None:
+    with pytest.raises(ValueError, match="'val' has no images"):
+        domainnet(domainnet_root, fraction=1)
+
+
+def test_domainnet_arguments(domainnet_root: Path) -> None:
+    with pytest.raises(ValueError, match="unknown domain 'photo'"):
+        domainnet(domainnet_root, "photo")
+    with pytest.raises(ValueError, match="both ID and OOD"):
+        domainnet(domainnet_root, "sketch")
+
+
+@pytest.mark.parametrize("missing", ["sketch_test.txt", "real_train.txt"])
+def test_domainnet_says_what_to_download(domainnet_root: Path, missing: str) -> None:
+    (domainnet_root / missing).unlink()
+    domain = missing.split("_")[0]
+    with pytest.raises(FileNotFoundError, match=rf"{missing} is missing.*{domain}\.zip \(about .* GB\)"):
+        domainnet(domainnet_root)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("real/airplane/x.jpg 3", r"line 61: label 3 is outside 0\.\.2"),
+        ("real/airplane/x.jpg 0", "line 61: label 0 is 'aircraft_carrier', but the file is in 'airplane'"),
+        ("real/airplane/x.jpg", "line 61: expected"),
+        ("real/airplane/x.jpg -1", "line 61: expected"),
+    ],
+)
+def test_domainnet_names_the_bad_line(domainnet_root: Path, line: str, words: str) -> None:
+    path = domainnet_root / "real_train.txt"
+    good = path.read_text()
+    path.write_text(good + line + "\n")
+    with pytest.raises(ValueError, match=rf"real_train\.txt, {words}"):
+        domainnet(domainnet_root)
+    path.write_text(good)
+    test = domainnet_root / "sketch_test.txt"
+    test.write_text(test.read_text() + line.replace("real", "sketch") + "\n")
+    with pytest.raises(ValueError, match=rf"sketch_test\.txt, {words.replace('61', '10')}"):
+        domainnet(domainnet_root)
+
+
+# --- ImageNet
+
+WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]
+
+
+@pytest.fixture
+def imagenet_root(tmp_path: Path) -> Path:
+    write_classes(tmp_path / "train", WNIDS[::-1], 10)
+    write_classes(tmp_path / "val", WNIDS, 2)
+    write_classes(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(4)), 2)
+    write_classes(tmp_path / "imagenet-a", WNIDS[1:3], 3)
+    write_classes(tmp_path / "imagenet-r", WNIDS[::2], 3)
+    write_classes(tmp_path / "sketch", WNIDS, 1)
+    (tmp_path / "imagenet-r" / "README.txt").write_text("as in the official archive")
+    return tmp_path
+
+
+def test_imagenet_labels_are_the_sorted_wnids(imagenet_root: Path) -> None:
+    data = imagenet(imagenet_root, val_share=0.2)
+    assert data.class_names == tuple(WNIDS)
+    assert [len(part) for part in (data.train, data.val, data.id_test)] == [32, 8, 8]
+    assert list(data.ood_tests) == ["v2", "a", "r", "sketch"]
+    for part in (data.train, data.val, data.id_test, data.ood_tests["a"], data.ood_tests["r"]):
+        assert [WNIDS[k] for k in part.labels.tolist()] == [path.parent.name for path in part.paths]
+    v2 = data.ood_tests["v2"]
+    assert v2.labels.tolist() == [int(path.parent.name) for path in v2.paths]
+
+
+def test_class_subsets_of_a_and_r(imagenet_root: Path) -> None:
+    tests = imagenet(imagenet_root).ood_tests
+    assert tests["a"].class_subset.tolist() == [1, 2]
+    assert tests["r"].class_subset.tolist() == [0, 2]
+    assert tests["v2"].class_subset is None
+    assert tests["sketch"].class_subset is None
+
+
+def test_ten_or_more_numbered_folders_sort_as_numbers(tmp_path: Path) -> None:
+    wnids = [f"n{k:08d}" for k in range(12)]
+    for folder, classes in {"train": wnids, "val": wnids, "imagenetv2-matched-frequency-format-val": range(12)}.items():
+        write_classes(tmp_path / folder, map(str, classes), 2)
+    v2 = imagenet(tmp_path, ["v2"], val_share=0.5).ood_tests["v2"]
+    assert [int(path.parent.name) for path in v2.paths] == v2.labels.tolist()
+    assert v2.labels.bincount().tolist() == [2] * 12
+
+
+def test_imagenet_errors(imagenet_root: Path) -> None:
+    with pytest.raises(ValueError, match="unknown shift 'c'"):
+        imagenet(imagenet_root, ["c"])
+    (imagenet_root / "imagenet-a" / "n99999999").mkdir()
+    with pytest.raises(ValueError, match=r"imagenet-a has classes .*n99999999"):
+        imagenet(imagenet_root)
+    assert set(imagenet(imagenet_root, ["sketch"]).ood_tests) == {"sketch"}
+    (imagenet_root / "sketch").rename(imagenet_root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"sketch is missing: download ImageNet-Sketch\.zip \(about 7\.6 GB\)"):
+        imagenet(imagenet_root, ["sketch"])

@@ -1,0 +1,123 @@
+"""Settings are checked before any work starts; accuracies, batches and files do what they say."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from tpgm.batches import Preparation, derive, index_batches
+from tpgm.evaluate import Accuracy, correct_answers, mean_accuracy
+from tpgm.files import write_aside
+from tpgm.methods import METHODS, options, parse, resolve
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "partial"])
+def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: str) -> None:
+    settings = resolve(method, {})
+    assert settings["epochs"] == 5
+    for name, value in settings.items():
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        assert parse(method, name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("tpmg", {}, r"unknown method 'tpmg'; did you mean 'tpgm'\?"),
+        ("vanilla", {"radius_lr": 0.1}, "vanilla has no setting 'radius_lr'"),
+        ("tpgm", {"radius_rl": 0.1}, r"did you mean 'radius_lr'\?"),
+        ("tpgm", {"lr": -1.0}, "lr must be at least 0"),
+        ("tpgm", {"lr": float("nan")}, "lr must be at least 0"),
+        ("tpgm", {"epochs": 0}, "epochs must be at least 1"),
+        ("tpgm", {"epochs": 1.5}, "epochs must be of type int"),
+        ("tpgm", {"augment": 1}, "augment must be of type bool"),
+        ("tpgm", {"norm": "l1"}, "norm must be one of 'mars', 'l2'"),
+        ("ftp", {"kappa": 1.5}, "kappa must be between 0 and 1"),
+        ("wise-ft", {"alpha": float("nan")}, "alpha must be"),
+        ("vanilla", {"precision": "fp16"}, "precision must be one of 'no', 'bf16'"),
+        ("partial", {}, "partial needs train"),
+        ("spd", {"optimizer": "sgd"}, "optimizer must be 'adamw'"),
+    ],
+)
+def test_bad_settings(method: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(method, given)
+
+
+def test_text_of_the_wrong_type() -> None:
+    with pytest.raises(ValueError, match="epochs must be of type int, got 'many'"):
+        parse("tpgm", "epochs", "many")
+    with pytest.raises(ValueError, match="augment must be true or false"):
+        parse("tpgm", "augment", "yes")
+    assert parse("partial", "train", "layer4.*,*.bias") == ("layer4.*", "*.bias")
+
+
+def test_a_methods_own_defaults_come_before_the_common_ones() -> None:
+    assert options("lp-ft")["head_epochs"][0] == 2
+    assert options("vanilla")["head_epochs"][0] == 0
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 7), (3, 7), (7, 7), (480, 500)])
+def test_wilson_interval_is_that_of_scipy(correct: int, total: int) -> None:
+    expected = binomtest(correct, total).proportion_ci(method="wilson")
+    assert Accuracy(correct, total).interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_accuracy_over_a_class_subset() -> None:
+    logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 2.0], [0.0, 0.0, 1.0]])
+    labels = torch.tensor([2, 2, 2])
+    assert correct_answers(logits, labels).item() == 1
+    assert correct_answers(logits, labels, torch.tensor([1, 2])).item() == 2
+    assert mean_accuracy({"a": Accuracy(1, 2), "b": Accuracy(30, 30)}) == 0.75
+
+
+def test_batches_visit_everything_once_an_epoch_and_start_anywhere() -> None:
+    first = list(itertools.islice(index_batches(10, 4, seed=3), 9))
+    for epoch in range(3):
+        assert sorted(itertools.chain.from_iterable(first[3 * epoch : 3 * epoch + 3])) == list(range(10))
+    assert first[0] != first[3]
+    for start in range(9):
+        assert list(itertools.islice(index_batches(10, 4, seed=3, start=start), 9 - start)) == first[start:]
+    assert derive(3, "a", 1) != derive(3, "a1")
+
+
+def test_preparation_normalises_resizes_and_augments_repeatably() -> None:
+    prepare = Preparation(4, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    device = torch.device("cpu")
+    white = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    assert torch.equal(prepare(white, device), torch.ones(2, 3, 4, 4))
+    assert prepare(torch.zeros(2, 3, 9, 7, dtype=torch.uint8), device).shape == (2, 3, 4, 4)
+    images = torch.randint(0, 255, (64, 3, 16, 16), dtype=torch.uint8)
+    plain, *augmented = (
+        Preparation(16, (0, 0, 0), (1, 1, 1))(images, device, g)
+        for g in (None, *(torch.Generator().manual_seed(seed) for seed in (1, 1, 2)))
+    )
+    assert torch.equal(augmented[0], augmented[1])
+    assert not torch.equal(augmented[0], augmented[2])
+    assert not torch.equal(augmented[0], plain)
+    with pytest.raises(TypeError, match="uint8"):
+        prepare(torch.zeros(2, 3, 4, 4), device)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+
+    def fail() -> None:
+        with write_aside(path) as aside:
+            aside.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"cannot write .*result\.json: No space left"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with write_aside(path) as aside:
+        aside.write_text("new")
+    assert path.read_text() == "new"

@@ -1,0 +1,374 @@
+"""The training loop: every method against its plain twin, exact resume, and nothing lost when things go wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.plain_methods import plain
+from tests.small import OneByOne, small_data, small_start
+from tpgm.evaluate import Accuracy
+from tpgm.methods import METHODS, resolve
+from tpgm.training import _Run
+from tpgm.training import finetune as run_finetune
+
+FAST = {"epochs": 4, "batch_size": 8, "head_epochs": 1, "lr": 3e-2}
+ADAM_ONLY = ("spd", "digrap")
+OWN: dict[str, dict[str, Any]] = {
+    "partial": {"train": ("block.0.weight",)},
+    "tpgm": {"every": 2, "updates": 2, "tv": 0.01, "radius_lr": 0.05, "val_batch_size": 8},
+    "tpgm-end": {"updates": 20, "radius_lr": 0.05},
+    "tpgm-c": {"updates": 20, "norm": "l2"},
+    "mars-sp": {"radius": 0.2},
+    "mars-penalty": {"strength": 0.02},
+    "wise-ft": {"alpha": 0.3},
+    "ftp": {"lr": 3e-3},
+    "spd": {"lr": 3e-3},
+    "digrap": {"lr": 3e-3},
+}
+
+
+def settings(method: str, **more: Any) -> dict[str, Any]:
+    return {**FAST, "optimizer": "adamw" if method in ADAM_ONLY else "sgd", **OWN.get(method, {}), **more}
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# --- the methods
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_equal_to_the_plain_loop_over_50_steps(method: str, optimizer: str) -> None:
+    if method in ADAM_ONLY and optimizer == "sgd":
+        pytest.skip("an Adam method")
+    start, data = small_start(), small_data()
+    given = settings(method, optimizer=optimizer, **({"lr": 3e-3} if optimizer == "adamw" else {}))
+    before = copy.deepcopy(start.model.state_dict())
+    result = run_finetune(start, data, method, progress=False, **given)
+    expected = plain(start, data, method, resolve(method, given))
+    assert (given["epochs"] + given["head_epochs"]) * -(-len(data.train) // given["batch_size"]) >= 50
+    for name, p in result.model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected.get_parameter(name).detach(), rtol=1e-6, atol=1e-6, msg=name)
+    for name, tensor in start.model.state_dict().items():
+        assert torch.equal(tensor, before[name])  # the model given is not the one trained
+    moved = {name for name, p in result.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {"head.weight", "head.bias"} <= moved
+    if method in ("linear-probe", "bitfit", "partial"):
+        assert moved < set(before)
+    if "ratios" in result.row() and method.startswith("tpgm"):
+        assert set(result.ratios) == set(start.anchor)
+        assert all(0 <= r <= 1 for r in result.ratios.values())
+
+
+def test_methods_differ_from_vanilla() -> None:
+    """Each constraint does something here; otherwise the comparison with the twin would say little."""
+    start, data = small_start(), small_data()
+    for method in METHODS:
+        if method not in ("vanilla", "lp-ft"):
+            given = settings(method)
+            same = {name: given[name] for name in (*FAST, "optimizer")}
+            vanilla = weights(run_finetune(start, data, "vanilla", progress=False, **same).model)
+            other = weights(run_finetune(start, data, method, progress=False, **given).model)
+            assert max((other[n] - vanilla[n]).abs().max().item() for n in vanilla) > 1e-3, method
+
+
+def test_training_learns_and_the_result_says_so(tmp_path: Path) -> None:
+    start, data = small_start(), small_data()
+    result = run_finetune(start, data, "lp-ft", out=tmp_path / "run", progress=False, epochs=6, batch_size=8, lr=1e-2)
+    assert set(result.accuracies) == {"val", "id_test", "dark"}
+    assert result.accuracies["id_test"].value > 0.9
+    assert result.accuracies["id_test"].total == len(data.id_test)
+    row = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert row["accuracies"]["id_test"]["correct"] == result.accuracies["id_test"].correct
+    assert row["ood_mean"] == pytest.approx(result.ood["dark"].value)
+    assert "| id_test |" in result.table()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"model.safetensors", "result.json"}
+    with pytest.raises(FileExistsError, match="finished run"):
+        run_finetune(start, data, "lp-ft", out=tmp_path / "run")
+
+
+def test_learned_ratios_are_drawn(tmp_path: Path) -> None:
+    run_finetune(small_start(), small_data(), "tpgm", out=tmp_path, progress=False, **settings("tpgm", epochs=1))
+    assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wise_ft_path_ends_at_both_models() -> None:
+    start, data = small_start(), small_data()
+    result = run_finetune(start, data, "wise-ft", progress=False, path=3, alpha=1.0, **FAST)
+    assert list(result.path) == [0.0, 0.5, 1.0]
+    assert result.path[1.0] == result.accuracies
+
+
+def test_patience_keeps_the_best_weights_and_their_radii(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation accuracies are made up, so that the best epoch is the third and two worse ones follow."""
+    seen: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
+    measure = _Run._accuracy
+
+    def told(self: _Run, net: nn.Module, data: Any, label: str) -> Accuracy:
+        if label != "val" or len(seen) == 5:
+            return measure(self, net, data, label)
+        assert self.constraint is not None
+        seen.append((weights(net), self.constraint.radii))
+        return Accuracy((3, 4, 9, 8, 7)[len(seen) - 1], 10)
+
+    monkeypatch.setattr(_Run, "_accuracy", told)
+    given = settings("tpgm", epochs=30, head_epochs=0, patience=2)
+    result = run_finetune(small_start(), small_data(), "tpgm", progress=False, **given)
+    assert [entry["val"] for entry in result.history] == [0.3, 0.4, 0.9, 0.8, 0.7]
+    for name, p in result.model.named_parameters():
+        assert torch.equal(p, seen[2][0][name])
+        assert not torch.equal(p, seen[4][0][name])
+    assert result.radii == seen[2][1]
+    assert result.radii != seen[4][1]
+
+
+def test_batchnorm_statistics_stay_unless_asked_for() -> None:
+    start, data = small_start(), small_data()
+    for mode, same in (("eval", True), ("train", False)):
+        result = run_finetune(start, data, "vanilla", progress=False, epochs=1, batch_size=8, batchnorm=mode)
+        mean = result.model.get_buffer("block.1.running_mean")
+        assert torch.equal(mean, start.model.get_buffer("block.1.running_mean")) is same
+
+
+def test_bf16_runs() -> None:
+    result = run_finetune(small_start(), small_data(), "tpgm", progress=False, precision="bf16", **settings("tpgm"))
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    assert result.accuracies["id_test"].value > 0.5
+
+
+# --- resume
+
+
+@pytest.mark.parametrize(
+    ("method", "files"),
+    [("tpgm", False), ("tpgm", True), *((m, False) for m in ("tpgm-end", "ftp", "spd", "digrap", "lp-ft", "l2-sp"))],
+)
+def test_killed_anywhere_and_resumed_is_bit_identical(
+    method: str, files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die at many moments, mid-step ones too; each time a new call goes on from the last checkpoint."""
+    start, data = small_start(), small_data()
+    if files:
+        data = dataclasses.replace(data, train=OneByOne(data.train), val=OneByOne(data.val))
+    given = settings(method, patience=3, workers=0)
+    expected = run_finetune(start, data, method, progress=False, **given)
+    monkeypatch.setattr("tpgm.training.CHECKPOINT_SECONDS", 0.0)
+    calls = {"n": 0}
+    victim = nn.Conv2d.forward
+
+    def dying(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        calls["n"] += 1
+        if calls["n"] % 41 == 0:
+            raise SystemExit  # as if killed: nothing gets to tidy up
+        return victim(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", dying)
+    deaths = 0
+    while True:
+        try:
+            result = run_finetune(start, data, method, out=tmp_path / "run", progress=False, **given)
+            break
+        except SystemExit:
+            deaths += 1
+    assert deaths >= 3
+    for name, p in result.model.named_parameters():
+        assert torch.equal(p, expected.model.get_parameter(name)), name
+    assert result.radii == expected.radii
+    assert result.ratios == expected.ratios
+    assert result.history == expected.history
+    assert result.accuracies == expected.accuracies
+
+
+_SCRIPT = """
+import sys, time
+from tests.small import OneByOne, small_data, small_start
+import tpgm.training as ft
+ft.CHECKPOINT_SECONDS = 0.0
+after = ft._Run._after_step
+def slow(self, net, step):
+    after(self, net, step)
+    print("step", step, flush=True)
+    time.sleep(0.05)
+ft._Run._after_step = slow
+settings = {"epochs": 2, "batch_size": 8, "optimizer": "sgd"}
+ft.finetune(small_start(), small_data(), "tpgm", out=sys.argv[1], progress=False, **settings)
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5"):
+            process.send_signal(kill)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if kill == signal.SIGINT:
+        assert "stopped between two steps" in errors
+    assert (out / "checkpoint.pt").exists()
+    assert not (out / "result.json").exists()
+    fast = {"epochs": 2, "batch_size": 8, "optimizer": "sgd"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        resumed = run_finetune(small_start(), small_data(), "tpgm", out=out, progress=False, **fast)
+        expected = run_finetune(small_start(), small_data(), "tpgm", progress=False, **fast)
+    finally:
+        torch.set_num_threads(threads)
+    for name, p in resumed.model.named_parameters():
+        assert torch.equal(p, expected.model.get_parameter(name))
+    assert resumed.radii == expected.radii
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, data = small_start(), small_data()
+    monkeypatch.setattr(_Run, "save", lambda *_: None)  # leaves the checkpoint
+    run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
+    with pytest.raises(ValueError, match=r"another run .different: settings"):
+        run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **{**FAST, "lr": 1e-3})
+    with pytest.raises(ValueError, match="different: preparation"):
+        run_finetune(start, data, "vanilla", out=tmp_path, size=24, progress=False, **FAST)
+    with pytest.raises(ValueError, match="different: method"):
+        run_finetune(start, data, "lp-ft", out=tmp_path, progress=False, **FAST)
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
+
+
+# --- things go wrong
+
+
+def test_a_full_disk_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, data = small_start(), small_data()
+    expected = run_finetune(start, data, "tpgm", progress=False, **settings("tpgm"))
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr("tpgm.models.save", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
+    assert (tmp_path / "checkpoint.pt").exists()
+    trained = []
+    monkeypatch.setattr(_Run, "_after_step", lambda *_: trained.append(1))
+    again = run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
+    assert not trained  # only the tests and the files were repeated
+    assert again.radii == expected.radii
+    assert again.accuracies == expected.accuracies
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"training loss is nan at step \d+ of stage 'weights': lower lr"):
+        run_finetune(
+            small_start(), small_data(), "vanilla", out=tmp_path, progress=False, epochs=9, lr=1e18, optimizer="sgd"
+        )
+
+
+def test_a_full_disk_at_a_checkpoint_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt: No space left"):
+        run_finetune(small_start(), small_data(), "vanilla", out=tmp_path, progress=False, **FAST)
+    assert list(tmp_path.iterdir()) == []
+
+
+_TWO = """
+import sys, torch
+torch.set_num_threads(1)
+from tests.small import small_data, small_start
+from tpgm.training import finetune
+result = finetune(small_start(), small_data(int(sys.argv[1])), "tpgm", out=sys.argv[2], progress=False, epochs=2,
+                  batch_size=8, val_batch_size=15, optimizer="sgd", augment=False)
+"""
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """81 images leave one for the last batch: both processes take it. 80 split evenly: the result is one process's."""
+    for n in (80, 81):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+        script = tmp_path / "two.py"
+        script.write_text(_TWO)
+        out = subprocess.run(
+            [*command, sys.executable, str(script), str(n), str(tmp_path / str(n))],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "true"},
+            timeout=200,
+        )
+        assert out.returncode == 0, out.stderr[-2000:]
+    row = json.loads((tmp_path / "81" / "result.json").read_text())
+    assert row["accuracies"]["id_test"]["total"] == 60
+
+
+def test_a_head_of_another_size_is_refused() -> None:
+    start = small_start()
+    start.model.head = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="5 outputs, the data have 3 classes"):
+        run_finetune(start, small_data(), "vanilla")
+
+
+def test_random_numbers_of_the_caller_stay() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    run_finetune(small_start_keeping(torch.get_rng_state()), small_data(), "linear-probe", progress=False, epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def small_start_keeping(state: torch.Tensor) -> Any:
+    start = small_start()
+    torch.set_rng_state(state)
+    return start
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    start = small_start()
+    object.__setattr__(start, "head", "classifier")
+    with pytest.raises(ValueError, match="no parameter under its head's name, 'classifier'"):
+        run_finetune(start, small_data(), "vanilla")
+
+
+@pytest.mark.parametrize("method", ["ftp", "tpgm", "linear-probe"])
+def test_a_head_with_an_anchor_is_constrained_too(method: str) -> None:
+    start = small_start()
+    state = start.model.state_dict()
+    kept = dataclasses.replace(
+        start, exclude=(), anchor={n: t.clone() for n, t in state.items() if t.is_floating_point()}
+    )
+    result = run_finetune(kept, small_data(), method, progress=False, **settings(method, head_epochs=0))
+    assert not torch.equal(result.model.get_parameter("head.weight"), start.model.get_parameter("head.weight"))
+    assert ("head.weight" in result.ratios) is (method != "linear-probe")
+
+
+def test_partial_pattern_that_matches_nothing() -> None:
+    with pytest.raises(ValueError, match="matches no parameter"):
+        run_finetune(small_start(), small_data(), "partial", progress=False, train=("layer9.*",))

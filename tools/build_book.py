@@ -1,0 +1,171 @@
+"""Build the book: run every chapter, gather the sources, render HTML at `_build/html/index.html`.
+
+Chapters run through papermill, each alone in an empty directory, two at a time. A chapter whose text, parameters,
+package sources and package versions are those of its last good run is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import mathjax
+import nbformat
+import papermill
+import plotly
+import yaml
+from tqdm.auto import tqdm
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+EXECUTED = BUILD / "executed"
+SOURCE = BUILD / "source"
+PROCESSES = 2
+# what a chapter's outputs depend on besides this repository
+PACKAGES = ("torch", "numpy", "scipy", "matplotlib", "plotly", "papermill", "ipykernel")
+
+
+def fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
+    """Changes when a run of the notebook could give something else."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([parameters, sys.version, [importlib.metadata.version(p) for p in PACKAGES]]).encode())
+    for path in [notebook, Path(__file__), *sorted((ROOT / "tpgm").rglob("*.py"))]:
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> float:
+    """Run one notebook into `target` and return the seconds it took; `target` appears only after a good run."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as sockets:
+        # over TCP, the default, the kernel would talk in the clear to whoever listens
+        local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        beside = target.with_suffix(".part.ipynb")
+        papermill.execute_notebook(
+            notebook,
+            beside,
+            parameters,
+            cwd=empty,
+            kernel_name="python3",
+            progress_bar=False,
+            config=local,
+            # a kernel logs its own shutdown as an error; what fails in a cell is raised
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+    result = nbformat.read(beside, as_version=4)
+    for cell in result.cells:
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+        cell.metadata.pop("papermill", None)
+    result.metadata.pop("papermill", None)
+    nbformat.write(result, beside)
+    beside.replace(target)
+    return time.perf_counter() - began
+
+
+def execute_all(notebooks: list[Path], parameters: dict[str, Any]) -> list[str]:
+    """Run the notebooks that need it; return the names of those that failed, after printing why."""
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    keys = {notebook: fingerprint(notebook, parameters) for notebook in notebooks}
+    mark = {notebook: EXECUTED / f"{notebook.stem}.sha256" for notebook in notebooks}
+    due = [n for n in notebooks if not mark[n].exists() or mark[n].read_text() != keys[n]]
+    if len(due) < len(notebooks):
+        print(f"{len(notebooks) - len(due)} of {len(notebooks)} chapters are up to date")
+    failed = []
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = {}
+        for notebook in due:
+            mark[notebook].unlink(missing_ok=True)
+            jobs[pool.submit(execute, notebook, parameters, EXECUTED / notebook.name)] = notebook
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="chapters", unit="chapter", disable=not jobs):
+            notebook = jobs[job]
+            try:
+                tqdm.write(f"{notebook.name}: {job.result():.0f} s")
+                mark[notebook].write_text(keys[notebook])
+            except Exception as error:
+                failed.append(notebook.name)
+                tqdm.write(f"{notebook.name} failed:\n{error}", file=sys.stderr)
+    return failed
+
+
+def place(source: Path, target: Path) -> None:
+    """Copy one file unless the same bytes are there: Sphinx then sees only what changed."""
+    if not target.exists() or source.read_bytes() != target.read_bytes():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def assets() -> dict[Path, Path]:
+    """MathJax and plotly.js by their place under `_assets`, from installed packages."""
+    es5 = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
+    parts = ("tex-mml-chtml.js", "output/chtml", "input/tex", "a11y", "sre", "ui")
+    files = [f for part in parts for f in ([es5 / part] if (es5 / part).is_file() else (es5 / part).rglob("*"))]
+    found = {Path("mathjax") / f.relative_to(es5): f for f in files if f.is_file()}
+    found[Path("plotly.min.js")] = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    return found
+
+
+def gather(notebooks: list[Path]) -> None:
+    """Assemble the tree that Sphinx reads, laid out as the repository is, and drop what no longer belongs."""
+    wanted = {SOURCE / name: ROOT / name for name in ("_config.yml", "_toc.yml")}
+    for path in (ROOT / "book").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            wanted[SOURCE / path.relative_to(ROOT)] = path
+    wanted |= {SOURCE / "notebooks" / n.name: EXECUTED / n.name for n in notebooks}
+    wanted |= {SOURCE / "_assets" / name: path for name, path in assets().items()}
+    for target, path in wanted.items():
+        place(path, target)
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and path not in wanted and "__pycache__" not in path.parts:
+            path.unlink()
+
+
+def chapters() -> list[Path]:
+    """The notebooks that the table of contents names, in its order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [ROOT / f"{name}.ipynb" for name in files if name.startswith("notebooks/")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick", choices=("smoke", "quick", "full"), help="size of the runs")
+    parser.add_argument("--strict", action="store_true", help="warnings are errors, references are checked")
+    options = parser.parse_args()
+    os.environ["TPGM_STATIC_SITE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # advice to install widgets, which a static page cannot show
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    notebooks = chapters()
+    if failed := execute_all(notebooks, {"profile": options.profile}):
+        print(f"\nnot built: {', '.join(sorted(failed))} failed; the other chapters are kept", file=sys.stderr)
+        return 1
+    gather(notebooks)
+    build = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(SOURCE), "--path-output", str(ROOT)]
+    if options.strict:
+        # Sphinx warns only about pages it reads, so let it read them all
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+        build += ["-W", "-n", "--keep-going"]
+    code = subprocess.run(build, check=False).returncode
+    page = BUILD / "html" / "index.html"
+    if code == 0:
+        print(f"\nThe book: {page}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Robust fine-tuning in PyTorch: trainable projected gradients (TPGM), its relatives and the baselines."""
+
+from typing import Any
+
+from tpgm.constraint import TPGM
+from tpgm.interpolation import interpolate
+from tpgm.projection import project
+
+__all__ = ["TPGM", "finetune", "interpolate", "project"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # the training loop needs accelerate and more; who only wants the constraint should not wait for them
+    if name == "finetune":
+        from tpgm.training import finetune
+
+        return finetune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""Anchors: the pre-trained weights a constraint refers to, checked against the model before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tpgm.names import aliases, canonical, matches, unwrap
+
+Anchor = nn.Module | Mapping[str, Tensor]
+
+
+def _listing(lines: Sequence[str], limit: int = 5) -> str:
+    more = f"\n  … and {len(lines) - limit} more" if len(lines) > limit else ""
+    return "".join(f"\n  {line}" for line in lines[:limit]) + more
+
+
+def anchor_tensors(anchor: Anchor, model: nn.Module) -> dict[str, Tensor]:
+    """An anchor's tensors by canonical name; the ``module.`` prefix of a data-parallel checkpoint is dropped if `model`
+    has no such names itself."""
+    if isinstance(anchor, nn.Module):
+        anchor = unwrap(anchor).state_dict()
+    elif not isinstance(anchor, Mapping):
+        raise TypeError(f"anchor must be a module or a state dict, got {type(anchor).__name__}")
+    named = {canonical(name): tensor for name, tensor in anchor.items()}
+    own = any(name.startswith("module.") for name in aliases(model))
+    if named and not own and all(name.startswith("module.") for name in named):
+        named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
+    return named
+
+
+def match_anchor(
+    model: nn.Module, anchor: Anchor, names: Iterable[str], exclude: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The anchor's tensors for the parameters `names`, as they are (neither copied nor converted).
+
+    names: canonical parameter names of `model`. A tied parameter may stand in the anchor under any of its names.
+    Raises ValueError listing tensors that are missing, that the model does not have (unless a pattern of `exclude`
+    fits them), that differ in shape, or that are not finite floating-point numbers.
+    """
+    given, parameters = anchor_tensors(anchor, model), aliases(model)
+    known = set(parameters) | {canonical(name) for name in unwrap(model).state_dict()}
+    extra = sorted(name for name in given if name not in known and not matches(name, exclude))
+    found: dict[str, Tensor] = {}
+    missing, misfits = [], []
+    for name in names:
+        same = [alias for alias, p in parameters.items() if p is parameters[name] and alias in given]
+        if not same:
+            missing.append(name)
+            continue
+        tensor = found[name] = given[same[0]]
+        if tensor.shape != parameters[name].shape:
+            misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
+        elif not tensor.is_floating_point():
+            misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
+        elif not bool(torch.isfinite(tensor).all()):
+            misfits.append(f"{name}: anchor holds NaN or infinite values")
+    problems = [
+        f"{what}:{_listing(lines)}"
+        for what, lines in (
+            ("the anchor lacks tensors", missing),
+            ("the anchor has tensors the model does not have", extra),
+            ("anchor tensors do not fit the model", misfits),
+        )
+        if lines
+    ]
+    if problems:
+        hint = "Name parameters without a pre-trained counterpart (a new head) in exclude, e.g. exclude=['head.*']."
+        raise ValueError("anchor does not fit the model\n" + "\n".join(problems) + "\n" + hint)
+    return found

@@ -1,0 +1,411 @@
+"""TPGM: a radius per parameter tensor, learned on held-out data through the projection (arXiv 2303.10720)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tpgm.anchor import Anchor, anchor_tensors, match_anchor
+from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
+from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
+
+EPS = 1e-8  # the published code's guard in the ratio, and its smallest radius
+
+
+class TPGM:
+    """Trainable Projected Gradient Method (Tian et al., CVPR 2023, arXiv 2303.10720, algorithm 1).
+
+    Keeps for every trainable parameter tensor of `model` a radius γ around its pre-trained weights. A training loop
+    alternates an ordinary optimizer step on training data, `update` (one Adam step on the radii, on validation data)
+    and `project_`; or it trains as usual, calls `update` many times at the end and `project_` once.
+
+    model: any ``nn.Module``; pass the DistributedDataParallel wrapper itself so that radius gradients are averaged over
+    its processes. anchor: module or state dict with the pre-trained weights, copied; by default the weights `model` has
+    now. norm: "mars" (L1 norm of each row) or "l2" (Euclidean norm of the tensor). exclude: fnmatch patterns of
+    parameter names left unconstrained (a new head). lr: step size of Adam on the radii (``.optimizer`` is that Adam),
+    in the unit of the norm. penalty: μ ≥ 0 of the term ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the
+    term ``λ Σ |α_l − α_{l+1}|`` over neighbouring tensors of a group, α_l being the mean ratio of tensor l over its
+    rows. (The exact forms of both terms are this project's reading of the paper.) groups: sequences of fnmatch
+    patterns, one a group; by default blocks found from the parameter names.
+
+    Parameters that are frozen at construction or excluded are left alone, a tied parameter is constrained once, and one
+    that has not moved yet gets its radius at the first update after it has. Radii are float32 (float64 for float64
+    models); weights may be of any floating-point type.
+    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, an unknown norm, a negative or
+    non-finite lr, penalty or tv, or a model with nothing to constrain.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        anchor: Anchor | None = None,
+        norm: Norm = "mars",
+        exclude: Sequence[str] = (),
+        lr: float = 1e-2,
+        penalty: float = 0.0,
+        tv: float = 0.0,
+        groups: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        check_norm(norm)
+        for what, value in (("lr", lr), ("penalty", penalty), ("tv", tv)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
+        exclude = as_patterns(exclude, "exclude")
+        self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
+        parameters = aliases(model)
+        given = anchor_tensors(model if anchor is None else anchor, model)
+        for pattern in exclude:
+            require_match(pattern, [*parameters, *given], "exclude")
+        excluded = {id(p) for name, p in parameters.items() if matches(name, exclude)}
+        self._params: dict[str, nn.Parameter] = {
+            canonical(name): p
+            for name, p in unwrap(model).named_parameters()
+            if p.requires_grad and p.numel() and id(p) not in excluded
+        }
+        if any(hasattr(p, "device_mesh") for p in self._params.values()):
+            raise TypeError("parameters sharded over processes (DTensor, FSDP) are not supported yet")
+        # compiled or not, the wrapper whose processes must agree on the radii
+        self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
+        if self._ddp is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
+        if not self._params:
+            raise ValueError("nothing to constrain: every parameter is frozen or excluded")
+        start = match_anchor(model, given, self._params, exclude)
+        self._anchor = {name: start[name].detach().to(p, copy=True) for name, p in self._params.items()}
+        self._pairs = self._neighbours(groups)
+
+        first = next(iter(self._params.values()))
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params.values()) else torch.float32
+        # infinite: no constraint yet
+        self._radii = nn.Parameter(torch.full((len(self._params),), math.inf, dtype=dtype, device=first.device))
+        self.optimizer = torch.optim.Adam([self._radii], lr=lr)
+        self._norms: list[Tensor] | None = None  # row norms when last measured; what ratios() speaks of
+        self._swapped = False
+
+    def _neighbours(self, groups: Sequence[Sequence[str]] | None) -> list[tuple[int, int]]:
+        """Index pairs of neighbouring constrained tensors, by group."""
+        names = list(self._params)
+        if groups is None:
+            members = default_groups(names)
+        else:
+            members = []
+            for group in groups:
+                patterns = as_patterns(group, "groups")
+                for pattern in patterns:
+                    require_match(pattern, names, "groups")
+                members.append([name for name in names if matches(name, patterns)])
+        index = {name: i for i, name in enumerate(names)}
+        return [(index[a], index[b]) for group in members for a, b in itertools.pairwise(group)]
+
+    # --- looking at it
+
+    @property
+    def anchor(self) -> dict[str, Tensor]:
+        """The pre-trained weights θ⁰ by parameter name (this object's own copy: do not write to it)."""
+        return dict(self._anchor)
+
+    @property
+    def radii(self) -> dict[str, float]:
+        """Radius γ by parameter name, in the unit of the norm; infinity where no constraint is in force yet."""
+        return dict(zip(self._params, self._radii.tolist(), strict=True))
+
+    @torch.no_grad()
+    def ratios(self) -> dict[str, float]:
+        """Ratio in [0, 1] by parameter name: the mean over rows of ``clip(γ / (n_i + 1e-8), 0, 1)``.
+
+        They belong to the displacement last measured by `update`, `projected` or `project_`, that is before the
+        projection itself shrank it; without any such call, to the weights as they are. Projected once at the end, a
+        ratio is the share of the whole displacement that is kept. Projected at every step, it speaks of that step alone
+        and is often near 1; what the run permitted then shows in `radii`.
+        """
+        norms = self._norms if self._norms is not None else self._measure()
+        return dict(zip(self._params, self._mean_ratios(self._clipped(norms), norms).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        lr = self.optimizer.param_groups[0]["lr"]
+        count = sum(p.numel() for p in self._params.values())
+        return (
+            f"TPGM({len(self._params)} tensors, {count:,} weights, norm={self.norm!r}, lr={lr}, "
+            f"penalty={self.penalty}, tv={self.tv})"
+        )
+
+    # --- the algorithm
+
+    def update(self, closure: Callable[[], Tensor]) -> float:
+        """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
+
+        closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a
+        gradient; it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in
+        float16. Activation checkpointing must be of the non-reentrant kind. While the closure runs, the model's
+        parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients, modes and
+        buffers are as they were. Radii start at half the smallest row norm of the displacement and are clipped to
+        [1e-8, largest row norm] before use.
+        Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or ValueError if the
+        loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights are then as
+        before the call.
+        """
+        norms = self._measure()
+        radii = self._clipped(norms, start=True)
+        if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
+            bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
+            raise FloatingPointError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
+        with self._evaluating(), self._swapped_in(radii, norms) as unprojected:
+            loss, gradients = self._loss_and_gradients(closure)
+            slopes = self._radius_gradient(radii, norms, gradients, unprojected)
+        value = self._average(loss, slopes)
+        slopes += self._regularizer_gradient(radii, norms)
+        if not bool(slopes.isfinite().all()):
+            raise FloatingPointError("the gradient of the validation loss is NaN or infinite; radii are unchanged")
+        self._norms = norms
+        with torch.no_grad():
+            self._radii.copy_(radii)
+        self._radii.grad = slopes
+        self.optimizer.step()
+        with torch.no_grad():
+            self._radii.clamp_(min=EPS)
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
+
+        Before the first `update` no radius exists: the weights stay as they are and a warning says so.
+        """
+        self._refuse_while_swapped("project_")
+        if not self.optimizer.state:
+            warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
+        norms = self._norms = self._measure()
+        self._radii.copy_(self._clipped(norms))
+        for p, a, n, radius in self._each(norms, self._radii):
+            p.copy_(scale_rows(p, a, row_ratios(n, radius, EPS), self.norm))
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Context under which the model has the projected weights (to evaluate or save it); undone on leaving."""
+        self._refuse_while_swapped("projected")
+        norms = self._norms = self._measure()
+        with self._swapped_in(self._clipped(norms), norms):
+            yield
+
+    # --- exact resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the radii, the state of their Adam, what `ratios` speaks of, and a fingerprint of the anchor.
+
+        Not the anchor itself. Holds plain containers, numbers and tensors only, so that
+        ``torch.load(weights_only=True)`` reads it back.
+        """
+        return {
+            "norm": self.norm,
+            "radii": {name: r.clone() for name, r in zip(self._params, self._radii.detach(), strict=True)},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "norms": None if self._norms is None else [n.clone() for n in self._norms],
+            "anchor": {name: _fingerprint(tensor) for name, tensor in self._anchor.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken. Construct with the same pre-trained weights first.
+
+        Raises ValueError, leaving everything as it was, if the state is of another model, norm or anchor.
+        """
+        if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
+            raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")
+        if state["norm"] != self.norm:
+            raise ValueError(f"the state has norm {state['norm']!r}, this constraint {self.norm!r}")
+        ours, theirs = set(self._params), set(state["radii"])
+        if ours != theirs:
+            raise ValueError(
+                "the state belongs to another model (or another exclude): it lacks "
+                f"{sorted(ours - theirs)[:5]} and has {sorted(theirs - ours)[:5]} besides"
+            )
+        if set(state["anchor"]) != ours or any(r.numel() != 1 for r in state["radii"].values()):
+            raise ValueError("the state is damaged: it does not hold one radius and one anchor for each parameter")
+        for name, tensor in self._anchor.items():
+            saved, own = state["anchor"][name], _fingerprint(tensor)
+            if not torch.allclose(saved.cpu(), own, rtol=1e-9, atol=1e-9 * float(own[1])):
+                raise ValueError(
+                    f"the state was saved with another anchor ({name} differs): construct TPGM with the pre-trained "
+                    "weights, either before loading the fine-tuned ones or by anchor=…"
+                )
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        with torch.no_grad():
+            self._radii.copy_(torch.stack([state["radii"][name].to(self._radii) for name in self._params]))
+        norms = state["norms"]
+        self._norms = (
+            None if norms is None else [n.to(p.device) for n, p in zip(norms, self._params.values(), strict=True)]
+        )
+
+    # --- pieces
+
+    def _each(self, norms: Sequence[Tensor], radii: Tensor) -> Iterator[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
+        for p, a, n, radius in zip(self._params.values(), self._anchor.values(), norms, radii, strict=True):
+            yield p, a, n, radius.to(n)
+
+    @torch.no_grad()
+    def _measure(self) -> list[Tensor]:
+        """Row norms of every displacement."""
+        self._refuse_while_swapped("measuring the displacement")
+        for name, p in self._params.items():
+            if (self._anchor[name].device, self._anchor[name].dtype) != (p.device, p.dtype):
+                self._anchor[name] = self._anchor[name].to(p)  # the model was moved since
+        return [
+            row_norms(upcast(p) - upcast(a), self.norm)
+            for p, a in zip(self._params.values(), self._anchor.values(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def _clipped(self, norms: Sequence[Tensor], *, start: bool = False) -> Tensor:
+        """The radii as they are used: clipped; with `start`, those of tensors that have now moved begin."""
+        largest = torch.stack([n.max().to(self._radii) for n in norms])
+        radii = self._radii.detach()
+        if start:
+            smallest = torch.stack([n.min().to(radii) for n in norms])
+            radii = torch.where(radii.isinf(), smallest / 2, radii)
+        clipped = torch.minimum(radii, largest).clamp(min=EPS)
+        # a tensor that has not moved says nothing about its radius, and a broken one must not break it
+        in_force = radii.isfinite() & (largest > 0) & largest.isfinite()
+        return torch.where(in_force, clipped, self._radii.detach())
+
+    def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
+        return torch.stack([row_ratios(n, r.to(n), EPS).mean().to(radii) for n, r in zip(norms, radii, strict=True)])
+
+    def _radius_gradient(
+        self, radii: Tensor, norms: Sequence[Tensor], gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """``∂L/∂γ = Σ_i 1[γ ≤ n_i + 1e-8] ⟨∇_i L, Δ_i⟩ / (n_i + 1e-8)``, chapter 2.
+
+        The gradient counts at the upper clip γ = max n_i too, where float32 decides by rounding whether the ratio is 1;
+        otherwise a radius that reached it could never tighten again.
+        """
+        slopes = torch.zeros_like(radii)
+        for l, (g, w, a, n) in enumerate(zip(gradients, weights, self._anchor.values(), norms, strict=True)):
+            if g is not None:
+                g = g.to_dense() if g.is_sparse else g
+                rows = as_rows(upcast(g) * (upcast(w) - upcast(a)), self.norm).sum(dim=1)
+                active = radii[l].to(n) / (n + EPS) <= 1
+                slopes[l] = torch.where(active, rows / (n + EPS), 0.0).sum()
+        return slopes
+
+    def _regularizer_gradient(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
+        """Gradient of ``μ Σ γ² + λ Σ |α_l − α_{l+1}|``; radii not in force yet take no part."""
+        in_force = radii.isfinite()
+        slopes = torch.where(in_force, 2 * self.penalty * radii, 0.0)
+        if not self.tv or not self._pairs:
+            return slopes
+        means = self._mean_ratios(radii, norms)
+        left, right = torch.tensor(self._pairs, device=radii.device).T
+        sign = torch.sign(means[left] - means[right]) * (in_force[left] & in_force[right])
+        by_ratio = torch.zeros_like(radii).index_add(0, left, sign).index_add(0, right, -sign)
+        by_radius = [
+            torch.where((n > 0) & (r.to(n) / (n + EPS) <= 1), 1 / (n + EPS), 0.0).mean().to(radii)
+            for n, r in zip(norms, radii, strict=True)
+        ]
+        return slopes + self.tv * by_ratio * torch.stack(by_radius)
+
+    def _loss_and_gradients(self, closure: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        with torch.enable_grad():
+            loss = closure()
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"closure must return the loss as a tensor, got {type(loss).__name__}")
+            if loss.numel() != 1:
+                raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}")
+            if not loss.requires_grad:
+                raise ValueError(
+                    "closure returned a loss without gradient: compute it with the model, not under no_grad"
+                )
+            trained = [p for p in self._params.values() if p.requires_grad]
+            if not trained:
+                raise ValueError("every constrained parameter has been frozen since construction")
+            try:
+                gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+            except RuntimeError as error:
+                if "second time" in str(error):
+                    raise ValueError("closure called backward(): it must only return the loss") from error
+                raise
+        if all(g is None for g in gradients):
+            raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
+        found = iter(gradients)
+        return loss.detach(), [next(found) if p.requires_grad else None for p in self._params.values()]
+
+    def _average(self, loss: Tensor, slopes: Tensor) -> float:
+        """Mean over the processes of a DistributedDataParallel model, so that all take the same step."""
+        value = loss.reshape(1).to(slopes)
+        if self._ddp is not None:
+            both = torch.cat([value, slopes])
+            dist.all_reduce(both, group=self._ddp.process_group)
+            both /= dist.get_world_size(self._ddp.process_group)
+            value = both[:1]
+            slopes.copy_(both[1:])
+        result = float(value)
+        if not math.isfinite(result):
+            raise FloatingPointError(f"the validation loss is {result}; radii and weights are unchanged")
+        return result
+
+    def _refuse_while_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise RuntimeError(
+                f"{what} while the model already holds projected weights (inside projected or a closure)"
+            )
+
+    @contextmanager
+    def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Write the projected weights into the parameters; yield the unprojected ones and put them back afterwards.
+
+        Data are copied into the parameters' own storage: wrappers, captured graphs and flat buffers stay valid.
+        """
+        parameters = list(self._params.values())
+        weights = [p.detach().clone() for p in parameters]
+        self._swapped = True
+        try:
+            for p, a, n, radius in self._each(norms, radii):
+                p.data.copy_(scale_rows(p.detach(), a, row_ratios(n, radius, EPS), self.norm))
+            torch.clear_autocast_cache()  # an enclosing autocast may hold casts of the unprojected weights
+            yield weights
+        finally:
+            for p, w in zip(parameters, weights, strict=True):
+                p.data.copy_(w)
+            torch.clear_autocast_cache()
+            self._swapped = False
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, no gradients to add to, no synchronization by DistributedDataParallel; all put back afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        parameters = list(self.model.parameters())
+        gradients = [p.grad for p in parameters]
+        synchronizing = {}
+        if self._ddp is not None:
+            flags = ("require_backward_grad_sync", "require_forward_param_sync")
+            synchronizing = {flag: getattr(self._ddp, flag) for flag in flags}
+        self.model.eval()
+        for p in parameters:
+            p.grad = None
+        for flag in synchronizing:
+            setattr(self._ddp, flag, False)
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
+            for flag, value in synchronizing.items():
+                setattr(self._ddp, flag, value)
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """Sum and L1 norm in float64, on the CPU."""
+    values = tensor.detach().cpu().double()
+    return torch.stack([values.sum(), values.abs().sum()])

@@ -1,0 +1,10 @@
+"""Pre-trained models: one function gives the model, its anchor and the names to exclude from projection."""
+
+from tpgm.models.architectures import Architecture
+from tpgm.models.hubs import OFFLINE
+from tpgm.models.loading import load
+from tpgm.models.pretrained import Pretrained
+from tpgm.models.pretraining import Recipe, pretrain
+from tpgm.models.storage import save
+
+__all__ = ["OFFLINE", "Architecture", "Pretrained", "Recipe", "load", "pretrain", "save"]

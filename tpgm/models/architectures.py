@@ -1,0 +1,148 @@
+"""Architectures by name, with a head for any number of classes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from tpgm.batches import Preparation
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def need(module: str, extra: str = "models") -> ModuleType:
+    """Import an optional package, or raise ImportError saying which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed for this model: pip install 'tpgm[{extra}]'") from error
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name nobody knows, with names that come close."""
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    return ValueError(f"unknown {what} {name!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ""))
+
+
+class Tower(nn.Module):
+    """An image tower and a linear head on its features: (B, 3, H, W) to (B, classes).
+
+    unit: whether the features are scaled to Euclidean norm 1 first, as a zero-shot head needs it.
+    """
+
+    def __init__(self, tower: nn.Module, features: int, classes: int, unit: bool) -> None:
+        super().__init__()
+        self.tower, self.unit = tower, unit
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.tower(images)
+        return self.head(normalize(features, dim=-1) if self.unit else features)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What rebuilds a model without its weights.
+
+    name: "timm/…", "torchvision/…", "open_clip/…", "clip-resnet50" (the image tower of CLIP's ResNet-50 and a linear
+    head) or "icons-vit"; options: keyword arguments of the builder, JSON values.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, classes: int) -> nn.Module:
+        """The model with random weights. Raises ValueError for an unknown name, ImportError for a missing package."""
+        source, _, name = self.name.partition("/")
+        if source == "timm":
+            return need("timm").create_model(timm_name(name), num_classes=classes, **self.options)
+        if source == "torchvision":
+            return need("torchvision.models").get_model(torchvision_name(name), num_classes=classes, **self.options)
+        if source == "open_clip":
+            return _open_clip_tower(name, classes, **self.options)
+        if self.name == "clip-resnet50":
+            return Tower(need("timm").create_model("resnet50_clip", num_classes=1024), 1024, classes, False)
+        if self.name == "icons-vit":
+            return icons_vit(classes, **self.options)
+        raise unknown(
+            "architecture", self.name, ["clip-resnet50", "icons-vit", "timm/resnet50", "torchvision/resnet50"]
+        )
+
+
+def timm_name(name: str) -> str:
+    """The name (a tag of weights after a dot included) if timm has the model. Raises ValueError otherwise."""
+    timm = need("timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise unknown("timm model", name, timm.list_models())
+    return name
+
+
+def torchvision_name(name: str) -> str:
+    """The name if torchvision has the classifier. Raises ValueError otherwise."""
+    models = need("torchvision.models")
+    known = models.list_models(module=models)
+    if name.lower() not in known:
+        raise unknown("torchvision model", name, known)
+    return name.lower()
+
+
+def head_of(model: nn.Module) -> str:
+    """Prefix of the classifier's parameter names: what timm says, otherwise the last linear layer.
+
+    Raises ValueError for a model with several classifiers or none.
+    """
+    told = getattr(model, "pretrained_cfg", {}).get("classifier")
+    if isinstance(told, str):
+        return told
+    if told is not None:
+        raise ValueError(f"a model with several classifiers ({', '.join(told)}) is not supported")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("the model has no linear layer that could be its classifier")
+    return linear[-1]
+
+
+def preparation_of(model: nn.Module, size: int | None = None) -> Preparation:
+    """What the model's images go through: timm's own values where it has them, else ImageNet's at 224 pixels."""
+    told = getattr(model, "pretrained_cfg", {})
+    mean, std = told.get("mean", IMAGENET_MEAN), told.get("std", IMAGENET_STD)
+    return Preparation(size or told.get("input_size", (3, 224, 224))[-1], tuple(mean), tuple(std))
+
+
+def icons_vit(classes: int, size: int = 64, width: int = 128, depth: int = 6, heads: int = 4) -> nn.Module:
+    """A small vision transformer: three stride-2 convolutions make tokens of 8 x 8 pixels, `depth` blocks follow.
+
+    Takes (B, 3, H, W) with H and W multiples of 8; position embeddings, learned for `size`, are interpolated.
+    """
+    vit, hybrid = need("timm.models.vision_transformer"), need("timm.models.vision_transformer_hybrid")
+    # LayerNorm, not BatchNorm, in the stem: no running statistics that fine-tuning would have to care for
+    stem = hybrid.ConvStem(
+        channels=(width // 4, width // 2, width), norm_layer=need("timm.layers").LayerNorm2d, act_layer=nn.GELU
+    )
+    return vit.VisionTransformer(
+        img_size=size,
+        patch_size=1,  # of the stem's output
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        num_classes=classes,
+        dynamic_img_size=True,
+        embed_layer=partial(hybrid.HybridEmbed, backbone=stem, proj=False),
+    )
+
+
+def _open_clip_tower(name: str, classes: int, unit: bool = False, size: int | None = None) -> nn.Module:
+    open_clip = need("open_clip", "clip")
+    if name not in open_clip.list_models():
+        raise unknown("open_clip model", name, open_clip.list_models())
+    clip = open_clip.create_model(name, force_image_size=size)
+    return Tower(clip.visual, clip.visual.output_dim, classes, unit)

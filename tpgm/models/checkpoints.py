@@ -1,0 +1,115 @@
+"""Checkpoints on disk: what they hold, and names put into the form of the architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpgm.anchor import anchor_tensors
+from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, Tower, need
+from tpgm.models.pretrained import Pretrained, filled
+from tpgm.models.storage import KEY, restored
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the tensors
+
+
+def load_checkpoint(
+    path: Path,
+    num_classes: int | None,
+    architecture: Architecture | nn.Module | None,
+    *,
+    name: str | None = None,
+) -> Pretrained:
+    """A model from a file; see ``tpgm.models.load``."""
+    tensors, about = read_tensors(path)
+    if about is not None:
+        return restored(path, tensors, about, num_classes, architecture, name=name)
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in anchor_tensors(tensors).items()}
+    if is_moco(tensors):
+        architecture = architecture or Architecture("torchvision/resnet50")
+        return filled(str(path), architecture, from_moco(tensors), num_classes)
+    if is_clip_resnet(tensors):
+        architecture = architecture or Architecture("clip-resnet50")
+        model = architecture.build(num_classes or 1) if isinstance(architecture, Architecture) else architecture
+        found = filled(str(path), architecture, from_clip_resnet(tensors, model), num_classes, head="head")
+        return replace(found, preparation=replace(found.preparation, mean=CLIP_MEAN, std=CLIP_STD))
+    if architecture is None:
+        raise ValueError(
+            f"{path} does not say which model it is of: give architecture=… (a name such as 'timm/resnet50' or a "
+            f"module); its first tensors are {', '.join(list(tensors)[:3])}"
+        )
+    return filled(str(path), architecture, tensors, num_classes)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a file and, if this project wrote it, what it says about them. No code of the file is run.
+
+    Raises FileNotFoundError; ValueError if the file is broken, holds other things than tensors or no tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            with need("safetensors").safe_open(path, framework="pt") as file:
+                about = (file.metadata() or {}).get(KEY)
+                return {n: file.get_tensor(n) for n in file.keys()}, about and json.loads(about)  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} is broken, or holds objects besides tensors, which are not read because that could run code. If "
+            f"you trust it, save its state dict alone: torch.save(model.state_dict(), …)\n{_first(error)}"
+        ) from error
+    except Exception as error:
+        if "TorchScript" in str(error):  # the form in which OpenAI gives its CLIP models away
+            raise ValueError(
+                f"{path} is a program (TorchScript), not a checkpoint. If you trust it, take its tensors out once: "
+                "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), 'weights.pth')"
+            ) from error
+        raise ValueError(f"{path} cannot be read as a checkpoint; it may be cut short: {_first(error)}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors by name")
+    return tensors, None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def is_moco(tensors: Mapping[str, Tensor]) -> bool:
+    return any(n.startswith("base_encoder.") for n in tensors)
+
+
+def from_moco(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base encoder of a MoCo-v3 checkpoint; its projector (fc), predictor and momentum encoder are left out."""
+    base = {n.removeprefix("base_encoder."): t for n, t in tensors.items() if n.startswith("base_encoder.")}
+    return {n: t for n, t in base.items() if not n.startswith("fc.")}
+
+
+def is_clip_resnet(tensors: Mapping[str, Tensor]) -> bool:
+    return any(n in tensors for n in ("visual.attnpool.c_proj.weight", "attnpool.c_proj.weight"))
+
+
+def from_clip_resnet(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """CLIP's ResNet image tower under timm's names, for a `Tower`; the text tower is left out."""
+    if not isinstance(model, Tower):
+        raise ValueError(f"CLIP's ResNet goes into a Tower, got {type(model).__name__}")
+    visual = {f"visual.{n.removeprefix('visual.')}": t for n, t in tensors.items() if _is_visual(n, tensors)}
+    renamed = need("timm.models.byobnet").checkpoint_filter_fn(visual, model.tower)
+    return {f"tower.{n}": t for n, t in renamed.items()}
+
+
+def _is_visual(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    return name.startswith("visual.") or "visual.conv1.weight" not in tensors

@@ -1,0 +1,70 @@
+"""Parameter names: independent of wrappers, matched by patterns, grouped into blocks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+# segments that torch's wrappers put into parameter names
+_WRAPPER_SEGMENTS = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def canonical(name: str) -> str:
+    """The parameter name without the segments that torch's wrappers insert."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_SEGMENTS)
+
+
+def aliases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every canonical name of every parameter; a shared (tied) parameter stands under each of its names."""
+    return {canonical(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether an fnmatch pattern (``head.*``) fits the name, case-sensitively."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def as_patterns(patterns: Sequence[str], argument: str) -> tuple[str, ...]:
+    """The patterns as a tuple; TypeError for a single string, which would be read letter by letter."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{argument} takes a sequence of patterns; write {argument}=[{patterns!r}]")
+    return tuple(patterns)
+
+
+def require_match(pattern: str, names: Iterable[str], argument: str) -> None:
+    """Raise ValueError, with names that come close, if `pattern` fits none of `names`."""
+    names = list(names)
+    if not any(fnmatchcase(name, pattern) for name in names):
+        near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
+        raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
+
+
+def default_groups(names: Iterable[str]) -> list[list[str]]:
+    """Blocks found from module names: names that agree up to their first number form a group, in their order.
+
+    ``layer1.0.conv1.weight`` and ``layer1.0.bn1.bias`` share the group ``layer1.0``; ``blocks.3.attn.qkv.weight`` is in
+    ``blocks.3``; a name without a number is grouped by its first component; the numbered members of a bare
+    ``nn.Sequential`` form one group.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")[:-1]
+        first = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        key = ".".join(parts[: first + 1] if first else parts[:1] if first is None else [])
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())

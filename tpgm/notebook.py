@@ -1,0 +1,24 @@
+"""What the chapters' notebooks share: profiles that set the size of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+PROFILES = ("smoke", "quick", "full")
+
+
+def settings(profile: str, **choices: Mapping[str, Any]) -> SimpleNamespace:
+    """Pick each setting's value for a profile.
+
+    ``settings("quick", draws={"smoke": 200, "quick": 10_000, "full": 10**6}).draws`` is 10 000.
+    profile: "smoke" (seconds, for tests), "quick" (the book's build on 2 CPU cores) or "full". Raises ValueError
+    for an unknown profile, and for a setting that does not name all three.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; choose one of {', '.join(map(repr, PROFILES))}")
+    for name, values in choices.items():
+        if set(values) != set(PROFILES):
+            raise ValueError(f"setting {name!r} must name exactly {PROFILES}, got {tuple(values)}")
+    return SimpleNamespace(**{name: values[profile] for name, values in choices.items()})

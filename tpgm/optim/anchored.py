@@ -1,0 +1,230 @@
+"""What the optimizers share: an anchor for each parameter, held in the optimizer's state, and the steps of Adam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from tpgm.projection import upcast
+
+Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
+Group = dict[str, Any]
+State = dict[str, Tensor]
+
+
+class AnchoredOptimizer(Optimizer):
+    """A torch optimizer in which every parameter has an anchor θ⁰; what its subclasses have in common.
+
+    params: as for any torch optimizer: parameters, (name, parameter) pairs, or groups of them. anchor, for all groups,
+    or in a group for that group: None, a copy of the parameters as they are when given to the optimizer; a sequence of
+    tensors in the order of the parameters; a mapping from parameter names, for named parameters (a state dict will do:
+    entries of no parameter are ignored); "zero", the origin, which keeps no copy (factors of an adapter); False, no
+    constraint (a new head).
+
+    The anchor has the parameter's dtype and is part of ``state_dict()``, larger by one copy of the anchored parameters
+    therefore; a run resumed from it goes on bit for bit. Parameters without a gradient are skipped. Norms, ratios and
+    radii are float32, float64 for float64 parameters.
+    """
+
+    # state that load_state_dict must not cast to the parameter's dtype
+    _wide: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, params: Iterable[Any], anchor: Anchors, defaults: Group) -> None:
+        params = params if isinstance(params, Tensor) else list(params)
+        by_order = not (anchor is None or anchor is False or isinstance(anchor, str | Mapping))
+        if by_order and len(params) > 1 and isinstance(params[0], dict):
+            raise ValueError(
+                "a sequence of anchors does not say which group it is for; give each group its own 'anchor'"
+            )
+        # "fused" makes load_state_dict put step counts where torch's fused kernels want them
+        super().__init__(params, {"anchor": anchor, **defaults, "fused": True})
+        # tensors given here are spent: a group added later is anchored where it is
+        self.defaults["anchor"] = anchor if anchor is False or isinstance(anchor, str) else None
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of parameters; without an "anchor" of its own it is anchored where it is now.
+
+        Raises ValueError for settings that cannot be and for anchors that do not fit; nothing is added then.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            require(group, "lr", "weight_decay")
+            self._check(group)
+            anchors = _anchors(group)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        for p, anchor in zip(group["params"], anchors, strict=False):
+            self.state[p]["anchor"] = anchor
+        group["anchor"] = bool(anchors)  # from here on only whether there is one
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every parameter that has a gradient. Returns what `closure` returns, or None without one.
+
+        Raises ValueError for sparse gradients, before any parameter changes.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(p.grad.layout != torch.strided for p in chain.from_iterable(ready)):
+            raise ValueError("gradients must be dense; build embeddings with sparse=False")
+        with torch.no_grad():
+            for group, members in zip(self.param_groups, ready, strict=True):
+                alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+                for p in members:
+                    alike.setdefault((p.device, p.dtype), []).append(p)
+                for params in alike.values():
+                    self._update(group, params, [p.grad for p in params], [self.state[p] for p in params])
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` returned: exactly, anchors and settings included.
+
+        Raises ValueError if a group there is not one of this class or an anchor does not have its parameter's shape.
+        """
+        groups = state_dict["param_groups"]
+        settings = self.defaults.keys() - {"differentiable"}  # which torch adds on loading
+        if not all(settings <= group.keys() for group in groups):
+            raise ValueError(f"this is not the state of a {type(self).__name__}: its groups lack settings")
+        keys = [(key, group["anchor"]) for group in groups for key in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        saved = [(p, state_dict["state"].get(key, {}), anchored) for (key, anchored), p in zip(keys, own, strict=False)]
+        for i, (p, state, anchored) in enumerate(saved):
+            shape = tuple(state["anchor"].shape) if "anchor" in state else None
+            if anchored and shape != tuple(p.shape):
+                raise ValueError(
+                    f"this is another model's state: parameter {i} is {tuple(p.shape)}, its anchor {shape}"
+                )
+        super().load_state_dict(state_dict)
+        # torch casts all state to the parameter's dtype
+        for p, state, _ in saved:
+            for name in state.keys() & set(self._wide):
+                self.state[p][name] = state[name].to(p.device, copy=True)
+
+    def _check(self, group: Group) -> None:
+        """Raise ValueError for settings of a group that cannot be."""
+        raise NotImplementedError
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        """One step for those parameters of a group that have one device and dtype, all with a gradient."""
+        raise NotImplementedError
+
+    def _labelled(self) -> Iterator[tuple[str, Group, State]]:
+        """Every parameter's name (its number, as in ``state_dict()``, if unnamed), group and state."""
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names", [str(number + i) for i in range(len(group["params"]))])
+            number += len(names)
+            for name, p in zip(names, group["params"], strict=True):
+                yield name, group, self.state[p]
+
+
+def _anchors(group: Group) -> list[Tensor]:
+    """Copies of a group's anchors in the order of its parameters; none if it is unconstrained."""
+    params, anchor = group["params"], group["anchor"]
+    labels = group.get("param_names", [f"parameter {i} of the group" for i in range(len(params))])
+    for label, p in zip(labels, params, strict=True):
+        if not p.is_floating_point():
+            raise ValueError(f"{label} is {p.dtype}; only real floating-point parameters can be optimized")
+    if anchor is False:
+        return []
+    if isinstance(anchor, str):
+        if anchor != "zero":
+            raise ValueError(f"anchor must be None, False, 'zero', a sequence or a mapping, got {anchor!r}")
+        return [p.detach().new_zeros(()).expand_as(p) for p in params]
+    if isinstance(anchor, Mapping):
+        if params and "param_names" not in group:
+            raise ValueError("anchors by name need named parameters; pass model.named_parameters() to the optimizer")
+        if missing := [name for name in labels if name not in anchor]:
+            raise ValueError(
+                f"the anchor lacks {', '.join(missing[:5])}; put what has no pre-trained counterpart into a group with "
+                "anchor=False"
+            )
+        anchor = [anchor[name] for name in labels]
+    tensors = params if anchor is None else list(anchor)
+    if len(tensors) != len(params):
+        raise ValueError(f"{len(tensors)} anchors for {len(params)} parameters; give one for each, in their order")
+    for label, p, tensor in zip(labels, params, tensors, strict=True):
+        if tensor.shape != p.shape or not tensor.is_floating_point():
+            raise ValueError(
+                f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"
+            )
+    return [torch.empty_like(p, requires_grad=False).copy_(a.detach()) for p, a in zip(params, tensors, strict=True)]
+
+
+def require(group: Group, *names: str, high: float = math.inf) -> None:
+    """Raise ValueError unless the settings `names` of a group are finite numbers in [0, high]."""
+    for name in names:
+        if not (0 <= group[name] <= high and group[name] < math.inf):
+            bound = "at least 0" if high == math.inf else f"in [0, {high:g}]"
+            raise ValueError(f"{name} must be a finite number {bound}, got {group[name]}")
+
+
+def require_adam(group: Group) -> None:
+    """Raise ValueError unless Adam can run with the group's betas and eps."""
+    require(group, "eps")
+    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
+
+
+def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    """One step of torch's fused AdamW, in place; moments in the parameters' dtype."""
+    for p, state in zip(params, states, strict=True):
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    adamw(
+        params,
+        grads,
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+        [],
+        [s["step"] for s in states],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def adam_scalar(states: list[State], name: str, slopes: Tensor, steps: Tensor, lr: float) -> Tensor:
+    """Adam (betas 0.9 and 0.999, eps 1e-8) on the learned scalar `name` of every state.
+
+    slopes: its gradients, shape (parameters,). steps: how many steps each parameter has taken, this one included.
+    Updates the moments in the states; returns the new values, which the caller clips and stores.
+    """
+    beta1, beta2, eps, steps = 0.9, 0.999, 1e-8, steps.to(slopes.dtype)
+    first, second = [s[f"{name}_exp_avg"] for s in states], [s[f"{name}_exp_avg_sq"] for s in states]
+    mean, square = torch.stack(first).lerp(slopes, 1 - beta1), torch.stack(second).lerp(slopes.square(), 1 - beta2)
+    store(states, f"{name}_exp_avg", mean)
+    store(states, f"{name}_exp_avg_sq", square)
+    # -expm1(t log β) is 1 − β^t without the cancellation that float32 has at small t
+    mean, square = mean / -torch.expm1(steps * math.log(beta1)), square / -torch.expm1(steps * math.log(beta2))
+    return torch.stack([s[name] for s in states]) - lr * mean / (square.sqrt() + eps)
+
+
+def store(states: list[State], name: str, values: Tensor) -> None:
+    """Write one value of `values`, shape (parameters,), into the scalar `name` of each state."""
+    torch._foreach_copy_([s[name] for s in states], list(values.unbind()))
+
+
+def rescale_(p: Tensor, anchor: Tensor, ratio: Tensor) -> None:
+    """``θ ← θ⁰ + ratio (θ − θ⁰)`` in place; where the ratio is 1 the bits stay. `ratio` broadcasts over `p`."""
+    if p.dtype == ratio.dtype:
+        torch.lerp(anchor, p, ratio, out=p)
+    else:
+        p.copy_(torch.lerp(upcast(anchor), upcast(p), ratio))

@@ -1,0 +1,98 @@
+"""Directional Gradient Projection (DiGraP, arXiv 2502.15895), in this project's reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpgm.optim.anchored import (
+    AnchoredOptimizer,
+    Anchors,
+    Group,
+    State,
+    adam_scalar,
+    adam_step,
+    require,
+    require_adam,
+    store,
+)
+from tpgm.projection import upcast
+
+
+class DiGraP(AnchoredOptimizer):
+    """AdamW on a gradient from which a learned part of what leads away from the anchor is removed (arXiv 2502.15895).
+
+    With ``u = (θ − θ⁰)/‖θ − θ⁰‖`` for each tensor (0 where it has not moved), the gradient g and the pull to the anchor
+    conflict where ``c = min(⟨g, u⟩, 0)`` is negative: descent leads away. Adam gets ``g − ω c u``, with ω in [0, 1].
+    ω takes one step of Adam in every step, with the gradient ``−⟨g, u'⟩`` where u' is the direction of the step before
+    if there was a conflict then, else 0; it is clipped to [0, 1].
+
+    **This is the project's reading, not the published algorithm to the letter.** The paper says that the conflicting
+    component is projected out to a learned extent; the rest is ours: ω's gradient (the chain rule through a plain
+    gradient step, without the positive factor ``lr · |c'|``, which Adam on ω would mostly cancel), its start at 1, the
+    strongest, and Adam with step size 1e-2, both as in FTP.
+
+    lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``; weight_decay, which pulls towards zero, is 0. omega_lr:
+    step size of Adam on ω, at least 0. All of them and the anchor can be set for each group. For params and anchor, the
+    state and its precision see `AnchoredOptimizer`; beside the anchor the state holds one float32 tensor of the
+    parameter's shape, the direction.
+
+    Raises ValueError for a setting outside its range or an anchor that does not fit.
+    """
+
+    _wide = ("omega", "omega_exp_avg", "omega_exp_avg_sq", "direction")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        anchor: Anchors = None,
+        omega_lr: float = 1e-2,
+    ) -> None:
+        base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, anchor, {**base, "omega_lr": omega_lr})
+
+    @property
+    def omegas(self) -> dict[str, float]:
+        """ω of each constrained parameter that has taken a step, by name, or by number as in ``state_dict()``."""
+        return {name: s["omega"].item() for name, _, s in self._labelled() if "omega" in s}
+
+    def _check(self, group: Group) -> None:
+        require_adam(group)
+        require(group, "omega_lr")
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        if not group["anchor"]:
+            adam_step(group, params, grads, states)
+            return
+        for p, s in zip(params, states, strict=True):
+            if "omega" not in s:
+                s["direction"] = torch.zeros(p.shape, dtype=upcast(p).dtype, device=p.device)
+                for name, value in (("omega", 1.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
+                    s[name] = s["direction"].new_full((), value)
+        slopes, along = [], []
+        for p, g, s in zip(params, grads, states, strict=True):
+            flat, u = upcast(g).reshape(-1), s["direction"].view(-1)
+            slopes.append(-torch.dot(flat, u))
+            torch.sub(upcast(p), s["anchor"], out=s["direction"])
+            n = torch.linalg.vector_norm(u)
+            u.mul_(torch.where(n > 0, 1 / n, 0.0))
+            along.append(torch.dot(flat, u))
+            u.mul_(along[-1] < 0)  # no conflict, no direction
+        steps = torch.stack([s["step"] + 1 if "step" in s else torch.ones_like(s["omega"]) for s in states])
+        omegas = adam_scalar(states, "omega", torch.stack(slopes), steps, group["omega_lr"]).clamp(0.0, 1.0)
+        store(states, "omega", omegas)
+        removed = (omegas * torch.stack(along)).unbind()
+        # in the layout of the gradient, on which torch's fused kernels rely
+        kept = [
+            torch.sub(g, w * s["direction"], out=torch.empty_like(g))
+            for g, s, w in zip(grads, states, removed, strict=True)
+        ]
+        adam_step(group, params, kept, states)

@@ -1,0 +1,196 @@
+"""Fast Trainable Projection (FTP, arXiv 2310.19182): radii learned from the training gradient, in the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from tpgm.optim.anchored import (
+    AnchoredOptimizer,
+    Anchors,
+    Group,
+    State,
+    adam_scalar,
+    adam_step,
+    require,
+    require_adam,
+    rescale_,
+    store,
+)
+from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, upcast
+
+EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
+
+
+class TrainableProjection(AnchoredOptimizer):
+    """What `SGDP` and `AdamP` share: a base optimizer's step, then FTP's update of the radii and projection."""
+
+    _wide = ("radius", "radius_exp_avg", "radius_exp_avg_sq", "displacement", "norms")
+
+    @property
+    def radii(self) -> dict[str, float]:
+        """Radius γ of each constrained parameter that has taken a step, in the unit of the norm.
+
+        Keys are parameter names, or the parameters' numbers as in ``state_dict()`` if they were given without names.
+        """
+        return {name: s["radius"].item() for name, _, s in self._labelled() if "radius" in s}
+
+    def ratios(self) -> dict[str, float]:
+        """Ratio of each of those parameters at its last step: the mean over rows of clip(γ/(n + 1e-8), 0, 1)."""
+        return {
+            name: row_ratios(s["norms"], s["radius"], EPS).mean().item()
+            for name, _, s in self._labelled()
+            if "radius" in s
+        }
+
+    def _check(self, group: Group) -> None:
+        check_norm(group["norm"])
+        require(group, "kappa", high=1.0)
+        require(group, "radius_lr")
+
+    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        self._base_step(group, params, grads, states)
+        if group["anchor"]:
+            _learn_and_project(group, params, grads, states)
+
+    def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        """The unconstrained step, in place; counts it in each state's "step"."""
+        raise NotImplementedError
+
+
+def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    """Adam on the radii, with the gradients and last step's displacements; projection of the parameters in place."""
+    norm: Norm = group["norm"]
+    for p, s in zip(params, states, strict=True):
+        if "radius" not in s:  # nothing has moved yet: the first slope is 0 and the radius stays 1e-8
+            s["displacement"] = torch.zeros(p.shape, dtype=upcast(p).dtype, device=p.device)
+            s["norms"] = row_norms(s["displacement"], norm)
+            for name, value in (("radius", EPS), ("radius_exp_avg", 0.0), ("radius_exp_avg_sq", 0.0)):
+                s[name] = s["norms"].new_full((), value)
+    before = torch.cat([s["norms"] for s in states])
+    dots = []
+    for p, g, s in zip(params, grads, states, strict=True):
+        dots.append(_row_dots(g, s["displacement"], norm))
+        torch.sub(upcast(p), s["anchor"], out=s["displacement"])
+        s["norms"] = row_norms(s["displacement"], norm)
+    after = torch.cat([s["norms"] for s in states])
+
+    # the rows of all tensors lie end to end; `rows` says how many are whose
+    counts = [len(s["norms"]) for s in states]
+    rows = torch.tensor(counts, device=after.device)
+    slopes = torch.segment_reduce(torch.cat(dots) / (before + EPS), "sum", lengths=rows, unsafe=True)
+    slopes = torch.where(slopes > 0, group["kappa"] * slopes, slopes)
+    radii = adam_scalar(states, "radius", slopes, torch.stack([s["step"] for s in states]), group["radius_lr"])
+    largest = torch.segment_reduce(after, "max", lengths=rows, initial=0.0, unsafe=True)
+    radii = radii.minimum(largest).clamp(min=EPS)
+    store(states, "radius", radii)
+
+    ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
+    for p, s, ratio in zip(params, states, ratios.split(counts), strict=True):
+        rescale_(p, s["anchor"], ratio.view(ratio.shape[: p.dim()] + (1,) * (p.dim() - 1)))
+
+
+def _row_dots(gradient: Tensor, displacement: Tensor, norm: Norm) -> Tensor:
+    """``⟨g_i, Δ_i⟩`` for each row, shape (rows,)."""
+    left, right = as_rows(upcast(gradient), norm), as_rows(displacement, norm)
+    return torch.dot(left[0], right[0]).reshape(1) if len(left) == 1 else (left * right).sum(dim=1)
+
+
+class SGDP(TrainableProjection):
+    """SGD with momentum, projected onto learned radii (SGDP, arXiv 2310.19182).
+
+    Every step: (1) θ̃ by SGD with momentum, as ``torch.optim.SGD``; Δ = θ̃ − θ⁰, row norms n. (2) The radius γ of each
+    tensor takes one step of Adam with the gradient ``Σ_i ⟨g_i, Δ'_i⟩ / (n'_i + 1e-8)``, where g is the training
+    gradient of this step and Δ', n' are those of the step before; where it is positive, so that γ would shrink, it is
+    multiplied by κ. γ starts at 1e-8 and is clipped to [1e-8, max n]. (3) ``θ_i ← θ⁰_i + Δ_i clip(γ/(n_i + 1e-8), 0,
+    1)``. The first step leaves the parameters within 1e-8 of the anchor. No validation data and no extra pass.
+
+    lr: at least 0; 1e-2 is published, 1e-1 for 10 % of the labels. momentum, nesterov: 0.9 and True are published.
+    weight_decay: L2 term in the gradient of the base step (not in the radius's), published 0. kappa: κ in [0, 1]; 1,
+    the default, constrains most, at 0 no gradient tightens a radius. norm: "mars" (L1 norm of each row; rows are the
+    first dimension) or "l2" (one Euclidean norm). radius_lr: step size of Adam on the radii, in the unit of the norm;
+    published 1e-2. All of them and the anchor can be set for each group.
+    For params and anchor, the state and its precision see `AnchoredOptimizer`; beside the anchor the state holds one
+    float32 tensor of the parameter's shape, the last displacement.
+
+    Raises ValueError for a setting outside its range, an unknown norm, or an anchor that does not fit.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = True,
+        *,
+        anchor: Anchors = None,
+        kappa: float = 1.0,
+        norm: Norm = "mars",
+        radius_lr: float = 1e-2,
+    ) -> None:
+        base = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+
+    def _check(self, group: Group) -> None:
+        super()._check(group)
+        require(group, "momentum")
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError("nesterov needs a momentum above 0; without momentum give nesterov=False")
+
+    def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        for p, s in zip(params, states, strict=True):
+            if "step" not in s:
+                s["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            if group["momentum"] and "momentum_buffer" not in s:
+                s["momentum_buffer"] = torch.zeros_like(p)
+        torch._foreach_add_([s["step"] for s in states], 1)
+        sgd(
+            params,
+            grads,
+            [s.get("momentum_buffer") for s in states],
+            fused=True,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
+
+
+class AdamP(TrainableProjection):
+    """AdamW, projected onto learned radii (AdamP, arXiv 2310.19182). Not the AdamP of arXiv 2006.08217.
+
+    As `SGDP`, with θ̃ by Adam and decoupled weight decay, as ``torch.optim.AdamW``.
+
+    lr: at least 0; 1e-4 is published. betas, eps, weight_decay: as in ``torch.optim.AdamW``; weight decay pulls to
+    zero, not to the anchor, and is 0 as published. anchor, kappa, norm, radius_lr and what is raised: as in `SGDP`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        anchor: Anchors = None,
+        kappa: float = 1.0,
+        norm: Norm = "mars",
+        radius_lr: float = 1e-2,
+    ) -> None:
+        base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+
+    def _check(self, group: Group) -> None:
+        super()._check(group)
+        require_adam(group)
+
+    def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        adam_step(group, params, grads, states)

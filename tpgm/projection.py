@@ -1,0 +1,75 @@
+"""Norms of a displacement, ratios and closed-form projections: the only place that knows L2 and MARS.
+
+The displacement of a weight is ``Δ = W − W⁰``. "l2" measures the whole tensor by one Euclidean norm. "mars" (maximum
+absolute row sum, arXiv 2002.08253) measures each row by its L1 norm; rows are the first dimension, the rest flattened;
+a tensor with fewer than two dimensions is one row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Norm = Literal["l2", "mars"]
+
+
+def check_norm(norm: str) -> None:
+    """Raise ValueError unless `norm` is "l2" or "mars"."""
+    if norm not in get_args(Norm):
+        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(map(repr, get_args(Norm)))}")
+
+
+def as_rows(tensor: Tensor, norm: Norm) -> Tensor:
+    """The tensor as (rows, columns), one row for each norm it has; a view where the layout allows."""
+    rows = tensor.shape[0] if norm == "mars" and tensor.dim() > 1 else 1
+    return tensor.reshape(rows, tensor.numel() // rows if rows else 0)
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """float64 stays, everything narrower becomes float32: norms of half-precision weights would overflow."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def row_norms(displacement: Tensor, norm: Norm) -> Tensor:
+    """``n_i``, shape (rows,), float32 or float64: for "mars" the L1 norm of each row, for "l2" one Euclidean norm."""
+    rows = as_rows(upcast(displacement), norm)
+    return rows.abs().sum(dim=1) if norm == "mars" else torch.linalg.vector_norm(rows, dim=1)
+
+
+def row_ratios(norms: Tensor, radius: Tensor | float, eps: float = 0.0) -> Tensor:
+    """``clip(γ / (n_i + eps), 0, 1)``, the shape of `norms`; a row that has not moved gets 1."""
+    radius = torch.as_tensor(radius, dtype=norms.dtype, device=norms.device)  # number / tensor would not be exact
+    moved = norms > 0
+    # the inner where keeps 0 out of the denominator, whose gradient would be NaN
+    return torch.where(moved, radius / (torch.where(moved, norms, 1.0) + eps), 1.0).clamp(0.0, 1.0)
+
+
+def scale_rows(weight: Tensor, anchor: Tensor, ratios: Tensor, norm: Norm) -> Tensor:
+    """``W⁰_i + α_i (W_i − W⁰_i)`` in the shape and dtype of `weight`; rows with ratio 1 come back bit for bit."""
+    moved, start = as_rows(upcast(weight), norm), as_rows(upcast(anchor), norm)
+    alpha = ratios.to(moved.dtype).unsqueeze(1)
+    scaled = torch.where(alpha < 1, start + alpha * (moved - start), moved)
+    return scaled.reshape(weight.shape).to(weight.dtype)
+
+
+def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm = "mars") -> Tensor:
+    """Project a weight onto the ball of `radius` around its anchor, in closed form (arXiv 2303.10720, section 3).
+
+    weight, anchor: floating-point tensors of one shape; radius: at least 0, in the unit of the norm; infinity leaves
+    the weight as it is. norm "l2": ``W⁰ + Δ min(1, γ/‖Δ‖₂)``, the Euclidean projection. norm "mars": row i becomes
+    ``W⁰_i + Δ_i min(1, γ/‖Δ_i‖₁)``, feasible and radial but not the Euclidean projection on the MARS ball.
+    Returns a new tensor with the shape and dtype of `weight`; differentiable wherever no norm equals the radius.
+    Raises ValueError for an unknown norm, shapes that differ, or a radius that is negative or NaN; TypeError for
+    weights that are not floating point.
+    """
+    check_norm(norm)
+    if weight.shape != anchor.shape:
+        raise ValueError(f"weight {tuple(weight.shape)} and anchor {tuple(anchor.shape)} must have the same shape")
+    if not (weight.is_floating_point() and anchor.is_floating_point()):
+        raise TypeError(f"weight and anchor must be floating point, got {weight.dtype} and {anchor.dtype}")
+    if not bool((torch.as_tensor(radius) >= 0).all()):
+        raise ValueError(f"radius must be at least 0, got {radius}")
+    norms = row_norms(upcast(weight) - upcast(anchor), norm)
+    return scale_rows(weight, anchor, row_ratios(norms, radius), norm)
