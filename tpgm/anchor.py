@@ -17,15 +17,15 @@ def _listing(lines: Sequence[str], limit: int = 5) -> str:
     return "".join(f"\n  {line}" for line in lines[:limit]) + more
 
 
-def anchor_tensors(anchor: Anchor, model: nn.Module) -> dict[str, Tensor]:
-    """An anchor's tensors by canonical name; the ``module.`` prefix of a data-parallel checkpoint is dropped if `model`
-    has no such names itself."""
+def anchor_tensors(anchor: Anchor, model: nn.Module | None = None) -> dict[str, Tensor]:
+    """An anchor's tensors by canonical name; the ``module.`` prefix of a data-parallel checkpoint is dropped unless
+    `model` has such names itself."""
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
     elif not isinstance(anchor, Mapping):
         raise TypeError(f"anchor must be a module or a state dict, got {type(anchor).__name__}")
     named = {canonical(name): tensor for name, tensor in anchor.items()}
-    own = any(name.startswith("module.") for name in aliases(model))
+    own = model is not None and any(name.startswith("module.") for name in aliases(model))
     if named and not own and all(name.startswith("module.") for name in named):
         named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
     return named

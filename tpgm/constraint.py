@@ -184,7 +184,7 @@ class TPGM:
         Before the first `update` no radius exists: the weights stay as they are and a warning says so.
         """
         self._refuse_while_swapped("project_")
-        if not self.optimizer.state:
+        if not self.optimizer.state and bool(self._radii.isinf().all()):
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
         norms = self._norms = self._measure()
         self._radii.copy_(self._clipped(norms))
