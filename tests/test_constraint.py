@@ -507,6 +507,8 @@ def test_a_checkpoint_with_another_head_and_a_prefix_fits_once_the_head_is_exclu
         ({"exclude": ["hed.*"]}, ValueError, r"exclude: pattern 'hed\.\*' matches no parameter"),
         ({"exclude": "4.*"}, TypeError, r"exclude=\['4\.\*'\]"),
         ({"norm": "linf"}, ValueError, "unknown norm 'linf'"),
+        ({"unit": "row"}, ValueError, "unknown unit 'row'; choose one of 'norm', 'weight'"),
+        ({"start": "zero"}, ValueError, "unknown start 'zero'"),
         ({"lr": -1e-2}, ValueError, "lr must be"),
         ({"lr": math.nan}, ValueError, "lr must be"),
         ({"penalty": -1.0}, ValueError, "penalty must be"),

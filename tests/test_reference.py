@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
 from tpgm import TPGM
+from tpgm.constraint import Start, Unit
 from tpgm.names import default_groups, matches
 from tpgm.projection import Norm
 from tpgm.reference import ReferenceTPGM
@@ -33,16 +35,17 @@ def alternate(
     lr: float = 1e-2,
     penalty: float = 0.0,
     tv: float = 0.0,
+    unit: Unit = "norm",
+    start: Start = "half-smallest",
     tolerance: float,
 ) -> float:
     """Train two copies, one with each implementation; assert agreement after every step; return how far they moved."""
     fast, plain = model.train(), copy.deepcopy(model)
     names = [name for name, _ in model.named_parameters() if not matches(name, exclude)]
     anchor = {name: plain.get_parameter(name).detach().clone() for name in names}
-    ours = TPGM(fast, norm=norm, exclude=exclude, lr=lr, penalty=penalty, tv=tv)
-    twin = ReferenceTPGM(
-        plain, anchor, norm=norm, lr=lr, penalty=penalty, tv=tv, groups=default_groups(names)
-    )  # fmt: skip
+    same: dict[str, Any] = {"norm": norm, "lr": lr, "penalty": penalty, "tv": tv, "unit": unit, "start": start}
+    ours = TPGM(fast, exclude=exclude, **same)
+    twin = ReferenceTPGM(plain, anchor, groups=default_groups(names), **same)
     optimizers = [torch.optim.SGD(m.parameters(), lr=train_lr, momentum=0.9) for m in (fast, plain)]
     train, held_out = slice(0, len(x) // 2), slice(len(x) // 2, None)
     for step in range(steps):
@@ -69,6 +72,28 @@ def alternate(
 def test_equal_to_the_twin_over_100_alternating_steps(kind: str, norm: Norm) -> None:
     moved = alternate(*build(kind), steps=100, norm=norm, tolerance=1e-6)
     assert moved > 1e-2  # the run went somewhere
+
+
+@pytest.mark.parametrize("start", ["half-smallest", "largest"])
+@pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_equal_with_steps_for_each_weight(norm: Norm, start: Start) -> None:
+    model, x, y = build("conv")
+    moved = alternate(
+        model.double(), x.double(), y, steps=60, norm=norm, unit="weight", start=start, lr=2e-3, tolerance=1e-9
+    )
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize(("norm", "unit"), [("mars", 6), ("l2", math.sqrt(24))])
+def test_lr_for_each_weight_is_scaled_by_the_tensor(norm: Norm, unit: float) -> None:
+    """One update moves the radius of a (4, 6) weight by lr times 6 (row length) or √24, from the largest norm."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    anchor = {"weight": torch.zeros(4, 6)}
+    ours = TPGM(model, anchor=anchor, norm=norm, lr=1e-3, unit="weight", start="largest")
+    largest = model.weight.detach().abs().sum(1).max() if norm == "mars" else model.weight.detach().norm()
+    ours.update(lambda: model.weight.square().sum())  # the smaller the better
+    assert ours.radii["weight"] == pytest.approx(float(largest) - 1e-3 * unit, rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l2", "mars"])

@@ -151,6 +151,27 @@ def test_bf16_runs() -> None:
     assert result.accuracies["id_test"].value > 0.5
 
 
+def test_shared_stages_give_what_computing_them_again_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, data = small_start(), small_data()
+    steps = []
+    count = _Run._after_step
+    monkeypatch.setattr(_Run, "_after_step", lambda self, net, step: (steps.append(step), count(self, net, step))[1])
+    for method, trained in (("lp-ft", True), ("wise-ft", False), ("tpgm-end", False), ("tpgm", True)):
+        given = settings(method)
+        alone = run_finetune(start, data, method, progress=False, **given)
+        steps.clear()
+        shared = run_finetune(start, data, method, progress=False, store=tmp_path, **given)
+        assert bool(steps) is trained, method
+        for name, p in shared.model.named_parameters():
+            assert torch.equal(p, alone.model.get_parameter(name)), (method, name)
+        assert shared.history == alone.history
+        assert shared.ratios == alone.ratios
+    assert sorted(p.name.split("-")[0] for p in tmp_path.iterdir()) == ["head", "weights"]
+    steps.clear()
+    run_finetune(start, data, "lp-ft", progress=False, store=tmp_path, **settings("lp-ft", seed=1))
+    assert steps, "another seed is another run"
+
+
 # --- resume
 
 

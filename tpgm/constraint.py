@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
+
+Unit = Literal["norm", "weight"]
+Start = Literal["half-smallest", "largest"]
 
 EPS = 1e-8  # the published code's guard in the ratio, and its smallest radius
 
@@ -38,11 +41,18 @@ class TPGM:
     rows. (The exact forms of both terms are this project's reading of the paper.) groups: sequences of fnmatch
     patterns, one a group; by default blocks found from the parameter names.
 
+    unit and start are this project's additions; the defaults are the published algorithm. unit: what `lr` is measured
+    in. "norm": every radius moves by about lr an update, whatever its tensor's size. "weight": by about lr for each
+    weight, that is lr times the length of a row ("mars") or the root of the number of weights ("l2"), so that radii
+    keep pace with a training optimizer that moves each weight by about its own learning rate. start: "half-smallest",
+    half the smallest row norm of the displacement at the first update, or "largest", its largest one: no constraint at
+    first.
+
     Parameters that are frozen at construction or excluded are left alone, a tied parameter is constrained once, and one
     that has not moved yet gets its radius at the first update after it has. Radii are float32 (float64 for float64
     models); weights may be of any floating-point type.
-    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, an unknown norm, a negative or
-    non-finite lr, penalty or tv, or a model with nothing to constrain.
+    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, an unknown norm, unit or start, a
+    negative or non-finite lr, penalty or tv, or a model with nothing to constrain.
     """
 
     def __init__(
@@ -56,13 +66,19 @@ class TPGM:
         penalty: float = 0.0,
         tv: float = 0.0,
         groups: Sequence[Sequence[str]] | None = None,
+        unit: Unit = "norm",
+        start: Start = "half-smallest",
     ) -> None:
         check_norm(norm)
+        for what, value, known in (("unit", unit, get_args(Unit)), ("start", start, get_args(Start))):
+            if value not in known:
+                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(map(repr, known))}")
         for what, value in (("lr", lr), ("penalty", penalty), ("tv", tv)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
         exclude = as_patterns(exclude, "exclude")
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
+        self.unit, self.start = unit, start
         parameters = aliases(model)
         given = anchor_tensors(model if anchor is None else anchor, model)
         for pattern in exclude:
@@ -81,17 +97,26 @@ class TPGM:
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
-        start = match_anchor(model, given, self._params, exclude)
-        self._anchor = {name: start[name].detach().to(p, copy=True) for name, p in self._params.items()}
+        found = match_anchor(model, given, self._params, exclude)
+        # laid out as the parameter is: arithmetic between two memory formats is slow
+        self._anchor = {name: torch.empty_like(p.data).copy_(found[name].detach()) for name, p in self._params.items()}
         self._pairs = self._neighbours(groups)
 
         first = next(iter(self._params.values()))
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params.values()) else torch.float32
         # infinite: no constraint yet
         self._radii = nn.Parameter(torch.full((len(self._params),), math.inf, dtype=dtype, device=first.device))
+        # what Adam moves: γ itself, or γ over its unit
+        self._unit = None if unit == "norm" else self._weight_units(dtype, first.device)
         self.optimizer = torch.optim.Adam([self._radii], lr=lr)
         self._norms: list[Tensor] | None = None  # row norms when last measured; what ratios() speaks of
         self._swapped = False
+
+    def _weight_units(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Norm of a displacement of 1 in every weight of a row ("mars") or tensor ("l2"), one value a tensor."""
+        sizes = [as_rows(p.detach(), self.norm).shape[1] for p in self._params.values()]
+        units = torch.tensor(sizes, dtype=dtype, device=device)
+        return units if self.norm == "mars" else units.sqrt()
 
     def _neighbours(self, groups: Sequence[Sequence[str]] | None) -> list[tuple[int, int]]:
         """Index pairs of neighbouring constrained tensors, by group."""
@@ -149,8 +174,7 @@ class TPGM:
         gradient; it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in
         float16. Activation checkpointing must be of the non-reentrant kind. While the closure runs, the model's
         parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients, modes and
-        buffers are as they were. Radii start at half the smallest row norm of the displacement and are clipped to
-        [1e-8, largest row norm] before use.
+        buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm] before use.
         Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or ValueError if the
         loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights are then as
         before the call.
@@ -169,10 +193,12 @@ class TPGM:
             raise FloatingPointError("the gradient of the validation loss is NaN or infinite; radii are unchanged")
         self._norms = norms
         with torch.no_grad():
-            self._radii.copy_(radii)
-        self._radii.grad = slopes
+            self._radii.copy_(radii if self._unit is None else radii / self._unit)
+        self._radii.grad = slopes if self._unit is None else slopes * self._unit
         self.optimizer.step()
         with torch.no_grad():
+            if self._unit is not None:
+                self._radii.mul_(self._unit)
             self._radii.clamp_(min=EPS)
         self.optimizer.zero_grad(set_to_none=True)
         return value
@@ -209,6 +235,7 @@ class TPGM:
         """
         return {
             "norm": self.norm,
+            "unit": self.unit,
             "radii": {name: r.clone() for name, r in zip(self._params, self._radii.detach(), strict=True)},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "norms": None if self._norms is None else [n.clone() for n in self._norms],
@@ -218,12 +245,14 @@ class TPGM:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken. Construct with the same pre-trained weights first.
 
-        Raises ValueError, leaving everything as it was, if the state is of another model, norm or anchor.
+        Raises ValueError, leaving everything as it was, if the state is of another model, norm, unit or anchor.
         """
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
             raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")
         if state["norm"] != self.norm:
             raise ValueError(f"the state has norm {state['norm']!r}, this constraint {self.norm!r}")
+        if (unit := state.get("unit", "norm")) != self.unit:
+            raise ValueError(f"the state has unit {unit!r}, this constraint {self.unit!r}")
         ours, theirs = set(self._params), set(state["radii"])
         if ours != theirs:
             raise ValueError(
@@ -272,7 +301,7 @@ class TPGM:
         radii = self._radii.detach()
         if start:
             smallest = torch.stack([n.min().to(radii) for n in norms])
-            radii = torch.where(radii.isinf(), smallest / 2, radii)
+            radii = torch.where(radii.isinf(), largest if self.start == "largest" else smallest / 2, radii)
         clipped = torch.minimum(radii, largest).clamp(min=EPS)
         # a tensor that has not moved says nothing about its radius, and a broken one must not break it
         in_force = radii.isfinite() & (largest > 0) & largest.isfinite()

@@ -26,6 +26,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "batchnorm": ("eval", "eval: keep the pre-trained running statistics; train: update them"),
     "patience": (0, "stop after so many epochs without a better ID validation accuracy, keep the best; 0: never"),
     "precision": ("no", "no (float32) or bf16 (autocast)"),
+    "channels_last": (False, "keep images and convolutions channels last: faster for convolutional nets"),
     "workers": (2, "processes that read image files"),
     "seed": (0, "of the new head, the order of the data, augmentation and dropout"),
 }
@@ -36,6 +37,10 @@ _RADII: dict[str, tuple[Any, str]] = {
     "val_batch_size": (64, "validation images of a projection update"),
     "tv": (0.0, "strength of the total variation of neighbouring ratios"),
     "penalty": (0.0, "strength of the squared radii (TPGM-C)"),
+    "unit": ("norm", "norm: radius_lr in the unit of the norm (published); weight: for each weight of a row or tensor"),
+    "start": ("half-smallest", "first radius: half-smallest (published) or largest row norm (no constraint at first)"),
+    "val_data": ("val", "what radii are learned on: val, or train (for the ablation that asks whether it matters)"),
+    "outer_loss": ("labels", "labels (cross-entropy) or entropy (of the predictions, without labels)"),
 }
 
 
@@ -115,6 +120,10 @@ _CHOICES = {
     "batchnorm": ("eval", "train"),
     "precision": ("no", "bf16"),
     "norm": ("mars", "l2"),
+    "unit": ("norm", "weight"),
+    "start": ("half-smallest", "largest"),
+    "val_data": ("val", "train"),
+    "outer_loss": ("labels", "entropy"),
 }
 _AT_LEAST_ONE = ("epochs", "batch_size", "every", "updates", "val_batch_size")
 _AT_MOST_ONE = ("warmup", "kappa")

@@ -22,7 +22,7 @@ class ReferenceTPGM:
     """The same algorithm as `tpgm.TPGM` for models without wrappers or tied weights, on one device.
 
     model: the model being trained. anchor: θ⁰ by parameter name, for exactly the parameters to constrain.
-    lr, penalty, tv as in `tpgm.TPGM`; groups: lists of parameter names.
+    lr, penalty, tv, unit, start as in `tpgm.TPGM`; groups: lists of parameter names.
     """
 
     def __init__(
@@ -35,13 +35,25 @@ class ReferenceTPGM:
         penalty: float = 0.0,
         tv: float = 0.0,
         groups: Sequence[Sequence[str]] = (),
+        unit: str = "norm",
+        start: str = "half-smallest",
     ) -> None:
         self.model, self.norm, self.penalty, self.tv, self.groups = model, norm, penalty, tv, groups
         self.anchor = {name: tensor.detach().clone() for name, tensor in anchor.items()}
         double = any(tensor.dtype == torch.float64 for tensor in anchor.values())
         dtype = torch.float64 if double else torch.float32
-        self.gamma = nn.Parameter(torch.full((len(self.anchor),), math.inf, dtype=dtype))
-        self.adam = torch.optim.Adam([self.gamma], lr=lr)
+        self.gamma = torch.full((len(self.anchor),), math.inf, dtype=dtype, requires_grad=True)
+        self.start = start
+        # Adam moves each radius with a step of its own if lr is for each weight
+        self.unit = [1.0 if unit == "norm" else self.entries(t) for t in self.anchor.values()]
+        self.scaled = nn.Parameter(torch.zeros_like(self.gamma))
+        self.adam = torch.optim.Adam([self.scaled], lr=lr)
+
+    def entries(self, tensor: Tensor) -> float:
+        """The norm of a displacement of 1 in every weight of a row (or of the tensor)."""
+        if self.norm == "l2":
+            return math.sqrt(tensor.numel())
+        return tensor.numel() / (len(tensor) if tensor.dim() > 1 else 1)
 
     def displacement(self, name: str) -> tuple[Tensor, Tensor]:
         """Δ (float32 or float64) and its norms n, with dimensions kept so that they broadcast over Δ."""
@@ -60,7 +72,7 @@ class ReferenceTPGM:
                 if n.max() == 0:
                     continue
                 if start and self.gamma[l].isinf():
-                    self.gamma[l] = n.min() / 2
+                    self.gamma[l] = n.max() if self.start == "largest" else n.min() / 2
                 if not self.gamma[l].isinf():
                     self.gamma[l] = self.gamma[l].clamp(max=n.max()).clamp(min=EPS)
 
@@ -92,9 +104,13 @@ class ReferenceTPGM:
             for a, b in itertools.pairwise(name for name in self.anchor if name in group):
                 if in_force[a] and in_force[b]:
                     total = total + self.tv * (alpha[a] - alpha[b]).abs()
-        self.adam.zero_grad()
-        total.backward()
-        self.adam.step()
+        (slope,) = torch.autograd.grad(total, [self.gamma])
+        unit = torch.tensor(self.unit, dtype=slope.dtype)
+        with torch.no_grad():
+            self.scaled.copy_(self.gamma / unit)
+            self.scaled.grad = slope * unit
+            self.adam.step()
+            self.gamma.copy_(self.scaled * unit)
         return loss.item()
 
     @torch.no_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -30,13 +32,14 @@ from tpgm.data import DataSplits
 from tpgm.evaluate import Accuracy, correct_answers
 from tpgm.files import write_aside
 from tpgm.interpolation import interpolate
-from tpgm.methods import Settings, resolve
+from tpgm.methods import COMMON, Settings, resolve
 from tpgm.names import aliases, matches, require_match
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 from tpgm.result import Result
 
 CHECKPOINT_SECONDS = 60.0
 MOMENTUM = 0.9
+ORDINARY = ("vanilla", "lp-ft", "wise-ft", "tpgm-end", "tpgm-c")  # their weights stage is plain fine-tuning
 
 
 @dataclass
@@ -59,6 +62,7 @@ def finetune(
     out: str | Path | None = None,
     size: int | None = None,
     progress: bool = True,
+    store: str | Path | None = None,
     **settings: Any,
 ) -> Result:
     """Fine-tune a pre-trained model by any method of ``tpgm.methods.METHODS``.
@@ -67,8 +71,9 @@ def finetune(
     gives them; only training data move the weights, only ID validation data choose anything, OOD data are looked at
     once, at the end. out: a folder for the checkpoint while running and for ``model.safetensors``, ``result.json`` and
     ``ratios.png`` when done; the same call continues an interrupted run exactly, bit for bit on a CPU. size: height and
-    width in pixels at which images enter the model, by default the model's own. settings: see
-    ``tpgm.methods.options(method)``.
+    width in pixels at which images enter the model, by default the model's own. store: a folder in which stages that
+    are the same for several methods (the head; ordinary fine-tuning before WiSE-FT or radii learned at the end) are
+    kept and taken from: what computing them again would give. settings: see ``tpgm.methods.options(method)``.
 
     Raises ValueError for an unknown method or setting, data or a checkpoint that do not fit, FileExistsError if `out`
     holds a finished run, FloatingPointError if the loss is not finite, KeyboardInterrupt after saving on Ctrl-C.
@@ -85,7 +90,7 @@ def finetune(
             start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
         else:
             start = models.load(model, num_classes=len(data.class_names), size=size)
-        run = _Run(start, data, method, config, folder, progress)
+        run = _Run(start, data, method, config, folder, progress, None if store is None else Path(store))
         run.resume()
         result = run.train()
         if folder is not None and run.accelerator.is_main_process:
@@ -103,12 +108,15 @@ class _Run:
         config: Settings,
         folder: Path | None,
         progress: bool,
+        store: Path | None = None,
     ) -> None:
+        self.store = store
         self.start, self.data, self.method, self.config, self.folder = start, data, method, config, folder
         AcceleratorState._reset_state()  # accelerate keeps one precision for a process; each run here has its own
         self.accelerator = Accelerator(mixed_precision=config["precision"])
         self.device = self.accelerator.device
-        self.net = copy.deepcopy(start.model).to(self.device)
+        self.format = torch.channels_last if config["channels_last"] else torch.contiguous_format
+        self.net = copy.deepcopy(start.model).to(self.device, memory_format=self.format)
         self.anchor = {name: tensor.to(self.device) for name, tensor in start.anchor.items()}
         self.head = {name for name in aliases(self.net) if matches(name, [f"{start.head}.*"])}
         if not self.head:
@@ -146,8 +154,14 @@ class _Run:
             self.last_save = before
             while self.at.stage < len(self.stages):
                 name, steps = self.stages[self.at.stage]
-                getattr(self, f"_stage_{name}")(steps, boundary)
-                self._keep_learned()
+                shared, entered = self._shared(), before + time.monotonic() - began
+                if shared is not None and shared.exists():
+                    before += self._take(shared)
+                else:
+                    getattr(self, f"_stage_{name}")(steps, boundary)
+                    self._keep_learned()
+                    if shared is not None:
+                        self._keep(shared, before + time.monotonic() - began - entered)
                 self.at.stage, self.at.step = self.at.stage + 1, 0
                 self.optimizer = self.constraint = None
                 boundary(force=True)
@@ -189,7 +203,7 @@ class _Run:
                 group["lr"] = lr * warm_cosine(step, steps, c["warmup"])
             generator = torch.Generator().manual_seed(torch.initial_seed()) if c["augment"] else None
             images, labels = next(train)
-            x, y = self.start.preparation(images, self.device, generator), labels.to(self.device)
+            x, y = self._input(images, generator), labels.to(self.device)
             with self.accelerator.autocast():
                 loss = cross_entropy(net(x), y)
             if full:
@@ -277,6 +291,8 @@ class _Run:
             lr=c["radius_lr"],
             penalty=c["penalty"],
             tv=c["tv"],
+            unit=c["unit"],
+            start=c["start"],
         )
 
     def _regularizer(self) -> Tensor | float:
@@ -300,13 +316,17 @@ class _Run:
     def _radius_update(self, net: nn.Module, number: int) -> None:
         """One projection update on validation batch `number`."""
         c = self.config
-        chosen = index_batches(len(self.data.val), c["val_batch_size"], derive(c["seed"], "val"), number)
-        images, labels = next(read(self.data.val, [next(self._mine(chosen))], 0))
-        x, y = self.start.preparation(images, self.device), labels.to(self.device)
+        data = self.data.val if c["val_data"] == "val" else self.data.train
+        chosen = index_batches(len(data), c["val_batch_size"], derive(c["seed"], "val"), number)
+        images, labels = next(read(data, [next(self._mine(chosen))], 0))
+        x, y = self._input(images), labels.to(self.device)
 
         def closure() -> Tensor:
             with self.accelerator.autocast():
-                return cross_entropy(net(x), y)
+                logits = net(x)
+                if c["outer_loss"] == "entropy":
+                    return cross_entropy(logits, logits.softmax(dim=1))  # the mean entropy of the predictions
+                return cross_entropy(logits, y)
 
         assert self.constraint is not None
         self.constraint.update(closure)
@@ -323,6 +343,10 @@ class _Run:
             self.learned = (source.ratios(), dict(source.radii))
 
     learned: tuple[dict[str, float], dict[str, float]] = ({}, {})
+
+    def _input(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Prepared images on the device, in the memory format of the model."""
+        return self.start.preparation(images, self.device, generator).contiguous(memory_format=self.format)
 
     # --- evaluation
 
@@ -342,7 +366,7 @@ class _Run:
         loader = read(data, list(self._mine(iter(batches), pad=False)), self.config["workers"])
         for images, labels in tqdm(loader, desc=f"test {label}", disable=not self.show, leave=False):
             with self.accelerator.autocast():
-                logits = net(self.start.preparation(images, self.device))
+                logits = net(self._input(images))
             right = correct_answers(logits, labels.to(self.device), data.class_subset)
             counts += torch.stack([right, torch.tensor(len(labels), device=self.device)])
         for module, training in modes:
@@ -392,6 +416,37 @@ class _Run:
             path=path,
             seconds=self.at.seconds,
         )
+
+    # --- stages that several methods share
+
+    def _shared(self) -> Path | None:
+        """The file of the present stage, named by everything its result depends on; None if it is this method's own."""
+        name, _ = self.stages[self.at.stage]
+        own = name == "radii" or (name == "weights" and self.method not in ORDINARY)
+        if self.store is None or own or self.config["patience"] or self.at.step:
+            return None
+        identity = {**self._identity(), "method": None, "stages": self.stages[: self.at.stage + 1]}
+        only = [key for key in COMMON if name == "weights" or key not in ("epochs", "lr")]
+        identity["settings"] = {key: identity["settings"][key] for key in only if key != "workers"}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self.store / f"{name}-{digest[:24]}.pt"
+
+    def _take(self, shared: Path) -> float:
+        """Take a stage's result from its file; returns the seconds it took when it was computed."""
+        state = torch.load(shared, map_location=self.device, weights_only=True)
+        self.net.load_state_dict(state["model"])
+        self.at.history += state["history"]
+        return state["seconds"]
+
+    def _keep(self, shared: Path, seconds: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        history = [entry for entry in self.at.history if entry["stage"] == self.at.stage]
+        own = shared.with_name(f"{shared.stem}.{os.getpid()}")  # another process may be writing the same
+        with write_aside(own) as aside:
+            torch.save({"model": self.net.state_dict(), "history": history, "seconds": seconds}, aside)
+        os.replace(own, shared)
 
     # --- files
 

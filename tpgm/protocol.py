@@ -1,0 +1,128 @@
+"""The protocol of the experiments as data: what is run, with which settings tried, and how one is chosen.
+
+Chapter 6b says it in words and was committed before the runs it governs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpgm.experiment import Config, Row, append, key, missing, read, run
+
+SEEDS = (0, 1, 2)
+SEARCH_SEED = 0
+
+# what every run on the icons shares
+BASE: Config = {"data": "icons", "size": 64, "train_per_class": 10}
+BUDGET: dict[str, Any] = {
+    "epochs": 5,
+    "head_epochs": 2,
+    "head_lr": 3e-3,
+    "lr": 3e-4,
+    "batch_size": 32,
+    "channels_last": True,
+}
+_RADII: dict[str, Any] = {"val_batch_size": 32, "norm": "mars"}
+_END: dict[str, Any] = {**_RADII, "updates": 100}
+_WEIGHT: dict[str, Any] = {"unit": "weight", "start": "largest"}
+
+# regime: model; "upstream" has seen all styles (of other concepts), "imagenet" has not
+REGIMES = {"resnet": {"upstream": "icons-resnet", "imagenet": "efficientnet-lite0"}, "vit": {"upstream": "icons-vit"}}
+
+
+def _of(method: str, settings: Mapping[str, Any], name: str, values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
+    return method, [{**BUDGET, **settings, name: value} for value in values]
+
+
+# label: (method, the three settings tried)
+TRIED: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "linear-probe": _of("linear-probe", {"head_epochs": 0, "epochs": 7}, "lr", (1e-3, 3e-3, 1e-2)),
+    "vanilla": _of("vanilla", {"head_epochs": 0, "epochs": 7}, "lr", (1e-4, 3e-4, 1e-3)),
+    "lp-ft": _of("lp-ft", {}, "lr", (1e-4, 3e-4, 1e-3)),
+    "wise-ft": _of("wise-ft", {}, "alpha", (0.25, 0.5, 0.75)),
+    "l2-sp": _of("l2-sp", {}, "strength", (0.01, 0.1, 1.0)),
+    "tpgm": _of("tpgm", _RADII, "radius_lr", (1e-2, 1e-1, 1.0)),
+    "tpgm-end": _of("tpgm-end", _END, "radius_lr", (1e-2, 1e-1, 1.0)),
+    # this project's variant: Adam's step on a radius is for each weight, and there is no constraint at first
+    "tpgm-w": _of("tpgm", {**_RADII, **_WEIGHT}, "radius_lr", (1e-4, 3e-4, 1e-3)),
+    "tpgm-end-w": _of("tpgm-end", {**_END, **_WEIGHT}, "radius_lr", (3e-5, 1e-4, 3e-4)),
+    "ftp": _of("ftp", {}, "kappa", (1.0, 0.5, 0.0)),
+    "spd": _of("spd", {}, "strength", (0.3, 1.0, 3.0)),
+}
+# strategies without any choice, which a user could follow blindly
+FIXED = {
+    "vanilla": {"lr": 3e-4},
+    "linear-probe": {"lr": 3e-3},
+    "wise-ft": {"alpha": 0.5},
+}
+LABELS = {
+    "resnet": tuple(TRIED),
+    "vit": ("linear-probe", "lp-ft", "wise-ft", "tpgm", "tpgm-end", "tpgm-w", "tpgm-end-w"),
+}
+
+
+def configs(part: str, regime: str, label: str, seed: int) -> list[Config]:
+    """The configurations tried for a label: one for each of its settings. part: "resnet" or "vit"."""
+    if part not in REGIMES:
+        raise ValueError(f"unknown part {part!r}; choose one of {', '.join(REGIMES)}")
+    method, tried = TRIED[label]
+    model = REGIMES[part][regime]
+    return [
+        {**BASE, "label": label, "model": model, "method": method, "seed": seed, "settings": settings}
+        for settings in tried
+    ]
+
+
+def choose(candidates: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Config:
+    """The configuration with the highest ID validation accuracy; among equals the first. OOD data have no say.
+
+    Raises ValueError if a candidate has no row.
+    """
+    by_key = {key(row["config"]): row for row in rows}
+    absent = [c for c in candidates if key(c) not in by_key]
+    if absent:
+        raise ValueError(f"{len(absent)} of {len(candidates)} candidates of {absent[0]['label']!r} have not been run")
+    return dict(max(candidates, key=lambda c: by_key[key(c)]["val"]))
+
+
+def due(part: str, regime: str, rows: Sequence[Row], labels: Sequence[str] = ()) -> Iterator[Config]:
+    """What is still to run, in order: for each label the search on one seed, then the chosen setting on the others.
+
+    `rows` may grow while this is iterated over.
+    """
+    for label in labels or LABELS[part]:
+        candidates = configs(part, regime, label, SEARCH_SEED)
+        yield from missing(candidates, rows)
+        chosen = choose(candidates, rows)
+        finals = [{**chosen, "seed": seed} for seed in SEEDS if seed != SEARCH_SEED]
+        fixed = [
+            {**c, "seed": seed}
+            for c in candidates
+            if label in FIXED and FIXED[label].items() <= c["settings"].items()
+            for seed in SEEDS
+        ]
+        yield from missing([*finals, *(c for c in fixed if key(c) not in {key(f) for f in finals})], rows)
+
+
+def run_all(
+    part: str, regime: str, out: str | Path, *, labels: Sequence[str] = (), store: str | Path | None = None
+) -> int:
+    """Run what no row of the file `out` is of yet, adding a row for each; returns how many were run."""
+    from tqdm import tqdm
+
+    path = Path(out)
+    rows = read(path) if path.is_file() else []
+    count = 0
+    for config in due(part, regime, rows, labels):
+        row = run(config, store=store)
+        append(path, row)
+        rows.append(row)
+        count += 1
+        settings = {n: v for n, v in config["settings"].items() if n not in BUDGET or BUDGET[n] != v}
+        tqdm.write(
+            f"{regime} {config['label']} seed {config['seed']} {settings}: val {100 * row['val']:.1f} "
+            f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} in {row['seconds']:.0f} s"
+        )
+    return count
