@@ -71,6 +71,38 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
     pretrain.set_defaults(run=_pretrain)
 
+    experiment = commands.add_parser(
+        "experiment",
+        parents=[debug],
+        help="run one configuration, or a part of the protocol, and append its rows to a file",
+        epilog="Examples: tpgm experiment model=icons-resnet method=tpgm seed=1 settings.epochs=2 --out rows.jsonl; "
+        "tpgm experiment --protocol resnet:upstream --out results/resnet-upstream.jsonl",
+    )
+    experiment.add_argument(
+        "config", nargs="*", metavar="KEY=VALUE", help="see tpgm.experiment.KEYS; settings.NAME=VALUE"
+    )
+    experiment.add_argument(
+        "--protocol", metavar="PART:REGIME", help="resnet:upstream, resnet:imagenet or vit:upstream"
+    )
+    experiment.add_argument("--label", action="append", default=[], help="of the protocol: these methods only")
+    experiment.add_argument(
+        "--out", type=Path, required=True, help="file of JSON lines; what has a row is not run again"
+    )
+    experiment.add_argument("--store", type=Path, help="folder where stages that several methods share are kept")
+    experiment.add_argument("--quiet", action="store_true", help="no progress bars")
+    experiment.set_defaults(run=_experiment)
+
+    results = commands.add_parser(
+        "results",
+        parents=[debug],
+        help="show result rows as a table, CSV or figure",
+        epilog="Example: tpgm results results/resnet-*.jsonl --csv > rows.csv",
+    )
+    results.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
+    results.add_argument("--plot", type=Path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
+    results.set_defaults(run=_results)
+
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
     methods.set_defaults(run=_methods)
@@ -113,6 +145,51 @@ def _pretrain(args: argparse.Namespace) -> None:
     changes = {} if args.epochs is None else {"epochs": args.epochs}
     card = pretrain(args.recipe, args.out, seed=args.seed, progress=not args.quiet, **changes)
     print(json.dumps(card, indent=1))
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from tpgm import experiment, protocol
+
+    if args.protocol:
+        if args.config:
+            raise ValueError("give configuration keys or --protocol, not both")
+        part, _, regime = args.protocol.partition(":")
+        if regime not in protocol.REGIMES.get(part, {}):
+            known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
+            raise ValueError(f"unknown part of the protocol {args.protocol!r}; choose one of {known}")
+        if unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
+            raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(protocol.LABELS[part])}")
+        count = protocol.run_all(part, regime, args.out, labels=args.label, store=args.store)
+        print(f"{count} runs, rows in {args.out}")
+        return
+    config = experiment.parse(dict(_pair(text, "a configuration") for text in args.config))
+    rows = experiment.read(args.out) if args.out.exists() else []
+    if not experiment.missing([config], rows):
+        print(f"{args.out} has this row already")
+        return
+    row = experiment.run(config, progress=not args.quiet, store=args.store)
+    experiment.append(args.out, row)
+    ood = "" if row["ood"] is None else f", OOD mean {100 * row['ood']:.1f} %"
+    print(f"{row['config']['label']}: ID {100 * row['id']:.1f} %{ood}, {row['seconds']:.0f} s; row in {args.out}")
+
+
+def _results(args: argparse.Namespace) -> None:
+    from tpgm import experiment, results
+
+    rows = experiment.read(*args.files)
+    if not rows:
+        raise ValueError(f"no rows in {', '.join(map(str, args.files))}")
+    if args.plot:
+        from tpgm.files import write_aside
+        from tpgm.plots.experiments import id_against_ood
+
+        panels: dict[str, dict[str, results.Summary]] = {}
+        for (model, label, number), summary in results.grouped(rows).items():
+            panels.setdefault(model, {})[f"{label} {number}"] = summary
+        with write_aside(args.plot) as aside:
+            id_against_ood(panels).savefig(aside, format=args.plot.suffix.lstrip(".") or "png")
+        print(f"figure: {args.plot}", file=sys.stderr)
+    print(results.as_csv(rows) if args.csv else results.overview(rows), end="" if args.csv else "\n")
 
 
 def _methods(args: argparse.Namespace) -> None:

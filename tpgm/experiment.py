@@ -76,6 +76,30 @@ def resolve(config: Mapping[str, Any]) -> Config:
     return full
 
 
+def parse(given: Mapping[str, str]) -> Config:
+    """A configuration from the command line's texts; "settings.NAME" is a setting of the method.
+
+    Raises ValueError as `resolve` does, and for a text that does not read as the right type.
+    """
+    config: Config = {"settings": {}}
+    method = given.get("method", KEYS["method"][0])
+    for name, text in given.items():
+        if name.startswith("settings."):
+            setting = name.removeprefix("settings.")
+            config["settings"][setting] = methods.parse(method, setting, text)
+        elif name in KEYS and isinstance(KEYS[name][0], int | float):
+            try:
+                config[name] = type(KEYS[name][0])(text)
+            except ValueError:
+                raise ValueError(f"{name} must be of type {type(KEYS[name][0]).__name__}, got {text!r}") from None
+        elif name == "ood":
+            config[name] = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+        else:
+            config[name] = text
+    resolve(config)
+    return config
+
+
 def run(
     config: Mapping[str, Any],
     *,
@@ -230,12 +254,12 @@ def read(*paths: str | Path) -> list[Row]:
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file of result rows")
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except ValueError:  # not JSON, or cut inside a character
                 warnings.warn(f"{path}, line {number} is no whole row and is left out", stacklevel=2)
     return rows
 

@@ -1,0 +1,186 @@
+"""Figures of the experiments: accuracies in and out of distribution, regret, ratios, paths, ablations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from tpgm.experiment import Row
+from tpgm.plots.style import CYCLE, ID_COLOR, OOD_COLOR, book_style
+from tpgm.results import Summary
+
+MARKERS = "osD^vP*X<>hp"
+
+
+def look(label: str, labels: Sequence[str]) -> dict[str, str]:
+    """A colour and marker that a label keeps through all figures of one set of labels."""
+    number = list(labels).index(label)
+    return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def id_against_ood(
+    by_regime: Mapping[str, Mapping[str, Summary]], rerun: Mapping[str, Mapping[str, Row]] | None = None
+) -> Figure:
+    """OOD over ID accuracy in per cent, a panel for each regime; bars are 95 % intervals over seeds.
+
+    rerun: regime -> label -> row made while the book was built, drawn hollow.
+    """
+    labels = list(dict.fromkeys(label for summaries in by_regime.values() for label in summaries))
+    with book_style():
+        count = len(by_regime)
+        figure, panels = plt.subplots(1, count, figsize=(4.6 * count, 4.9), squeeze=False)
+        for axes, (regime, summaries) in zip(panels[0], by_regime.items(), strict=True):
+            for label, s in summaries.items():
+                i, o = s.of("id"), s.of("ood")
+                bars = {"xerr": 100 * i.half, "yerr": 100 * o.half} if not math.isnan(i.half) else {}
+                axes.errorbar(
+                    100 * i.value,
+                    100 * o.value,
+                    **bars,
+                    ls="",
+                    ms=7,
+                    elinewidth=0.8,
+                    label=label,
+                    **look(label, labels),
+                )
+            for label, row in (rerun or {}).get(regime, {}).items():
+                own = look(label, labels) if label in labels else {"color": "black", "marker": "o"}
+                axes.plot(100 * row["id"], 100 * row["ood"], ls="", ms=9, mfc="none", mew=1.6, **own)
+            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=regime)
+        handles, names = panels[0][0].get_legend_handles_labels()
+        if rerun:
+            handles.append(plt.Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
+            names.append("this build, shorter")
+        figure.legend(handles, names, loc="outside lower center", ncols=min(4, 2 * count), columnspacing=1.2)
+        plt.close(figure)
+    return figure
+
+
+def regret_bars(regret: Mapping[str, Mapping[str, float]]) -> Figure:
+    """OOD regret in points of every method, in each regime, sorted by the mean (the line)."""
+    order = sorted(regret, key=lambda label: -regret[label]["mean"])
+    regimes = [name for name in next(iter(regret.values())) if name != "mean"]
+    with book_style():
+        figure, axes = plt.subplots(figsize=(7.0, 0.42 * len(order) + 1.3))
+        height = 0.8 / len(regimes)
+        y = np.arange(len(order))
+        for n, regime in enumerate(regimes):
+            values = [100 * regret[label][regime] for label in order]
+            axes.barh(y + (n - (len(regimes) - 1) / 2) * height, values, height, color=CYCLE[n], label=regime)
+        means = [100 * regret[label]["mean"] for label in order]
+        axes.plot(means, y, "|", color="black", ms=14, mew=2, label="mean of the regimes")
+        axes.set_yticks(y, order)
+        axes.set(xlabel="OOD regret (points of accuracy; less is better)")
+        axes.legend(loc="lower right")
+        axes.grid(axis="y", visible=False)
+        plt.close(figure)
+    return figure
+
+
+def ratios_by_depth(panels: Mapping[str, Sequence[Row]]) -> Figure:
+    """Mean ratio over seeds of every constrained tensor, from input to output, by kind of layer; a panel for each
+    name."""
+    kinds = list(dict.fromkeys(k for rows in panels.values() for k in rows[0]["kinds"].values()))
+    with book_style():
+        count = len(panels)
+        rows_of_panels = math.ceil(count / 2)
+        figure, grid = plt.subplots(
+            rows_of_panels,
+            min(2, count),
+            figsize=(4.6 * min(2, count), 2.9 * rows_of_panels),
+            squeeze=False,
+            sharey=True,
+        )
+        for axes in grid.flat[count:]:
+            axes.set_visible(False)
+        for axes, (title, rows) in zip(grid.flat, panels.items(), strict=False):
+            names = list(rows[0]["ratios"])
+            values = np.array([[row["ratios"][name] for name in names] for row in rows]).mean(axis=0)
+            for kind in kinds:
+                index = [i for i, name in enumerate(names) if rows[0]["kinds"][name] == kind]
+                if index:
+                    axes.plot(index, values[index], ls="", ms=4.5, **look(kind, kinds), label=kind)
+            axes.set(title=title, xlabel="tensor, from input to output", ylim=(-0.03, 1.03))
+        for axes in grid[:, 0]:
+            axes.set_ylabel("mean ratio")
+        seen = {n: h for axes in grid.flat for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5)
+        plt.close(figure)
+    return figure
+
+
+def paths(by_name: Mapping[str, Sequence[Row]]) -> Figure:
+    """ID and mean OOD accuracy along the line from the anchor (0) to the fine-tuned weights (1), one panel a model.
+
+    by_name: title -> rows of WiSE-FT runs with a path, one a seed, drawn thin; their mean thick.
+    """
+    with book_style():
+        figure, panels = plt.subplots(1, len(by_name), figsize=(3.6 * len(by_name), 3.8), squeeze=False)
+        for axes, (title, rows) in zip(panels[0], by_name.items(), strict=True):
+            alphas = [float(a) for a in rows[0]["path"]]
+            for name, color in (("id", ID_COLOR), ("ood", OOD_COLOR)):
+                curves = np.array([[100 * _along(p, name) for p in row["path"].values()] for row in rows])
+                axes.plot(alphas, curves.T, color=color, lw=0.7, alpha=0.6)
+                axes.plot(alphas, curves.mean(axis=0), color=color, lw=2.4, label={"id": "ID", "ood": "OOD mean"}[name])
+            axes.set(xlabel="ratio α", ylabel="accuracy (%)", title=title)
+            axes.legend()
+        plt.close(figure)
+    return figure
+
+
+def _along(point: Mapping[str, Mapping[str, int]], what: str) -> float:
+    shares = {n: a["correct"] / a["total"] for n, a in point.items()}
+    if what == "id":
+        return shares["id_test"]
+    ood = [v for n, v in shares.items() if n not in ("val", "id_test")]
+    return sum(ood) / len(ood)
+
+
+def ablation(groups: Mapping[str, Mapping[str, Summary]]) -> Figure:
+    """Mean ID and OOD accuracy with 95 % intervals over seeds; one block of lines for each group of variants."""
+    lines = [(group, label, s) for group, of in groups.items() for label, s in of.items()]
+    with book_style():
+        figure, axes = plt.subplots(figsize=(7.0, 0.34 * (len(lines) + len(groups)) + 1.2))
+        y, ticks, names = 0.0, [], []
+        for group, of in groups.items():
+            axes.text(0.0, y, f" {group}", transform=axes.get_yaxis_transform(), va="center", weight="bold")
+            y += 1
+            for label, s in of.items():
+                for what, color, marker in (("id", ID_COLOR, "o"), ("ood", OOD_COLOR, "s")):
+                    m = s.of(what)
+                    half = 0.0 if math.isnan(m.half) else 100 * m.half
+                    axes.errorbar(100 * m.value, y, xerr=half, fmt=marker, color=color, ms=5, elinewidth=1)
+                ticks.append(y)
+                names.append(label)
+                y += 1
+        axes.set_yticks(ticks, names)
+        axes.invert_yaxis()
+        axes.set(xlabel="accuracy (%)")
+        handles = [
+            plt.Line2D([], [], ls="", marker=m, color=c, label=n)
+            for n, c, m in (("ID", ID_COLOR, "o"), ("OOD mean", OOD_COLOR, "s"))
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        plt.close(figure)
+    return figure
+
+
+def costs(seconds: Mapping[str, float], baseline: str) -> Figure:
+    """Seconds of training over those of `baseline`, a bar for each method, smallest first."""
+    order = sorted(seconds, key=lambda label: -seconds[label])
+    with book_style():
+        figure, axes = plt.subplots(figsize=(7.0, 0.36 * len(order) + 1.0))
+        values = [seconds[label] / seconds[baseline] for label in order]
+        axes.barh(order, values, color=CYCLE[5])
+        for n, value in enumerate(values):
+            axes.text(value, n, f" {value:.2f}", va="center")
+        axes.axvline(1.0, color="black", lw=1)
+        axes.set(xlabel=f"time of training, {baseline} = 1")
+        axes.margins(x=0.12)
+        axes.grid(axis="y", visible=False)
+        plt.close(figure)
+    return figure

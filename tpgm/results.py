@@ -1,0 +1,179 @@
+"""From result rows to what the chapters report: means with intervals, OOD regret, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpgm import protocol
+from tpgm.experiment import Row, key
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over runs, in the unit of the values, and half the width of its 95 % interval (NaN for a single run)."""
+
+    value: float
+    half: float
+    count: int
+
+    def __str__(self) -> str:
+        """In per cent, for values that are shares."""
+        return f"{100 * self.value:.1f}" + ("" if math.isnan(self.half) else f" ± {100 * self.half:.1f}")
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and 95 % interval from Student's t distribution. Raises ValueError for no values."""
+    from scipy.stats import t
+
+    if not values:
+        raise ValueError("no values to average")
+    n = len(values)
+    centre = math.fsum(values) / n
+    if n == 1:
+        return Mean(centre, math.nan, 1)
+    spread = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (n - 1))
+    return Mean(centre, float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n), n)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method in one setting over its seeds. choice: what was chosen, such as "lr=0.0003"."""
+
+    label: str
+    choice: str
+    rows: tuple[Row, ...]
+
+    def of(self, what: str) -> Mean:
+        """what: "id", "ood", "val" (shares), "seconds" or "peak_memory_mb"."""
+        return mean([row[what] for row in self.rows])
+
+
+def select(rows: Iterable[Row], config: Mapping[str, Any]) -> list[Row]:
+    """The rows of a configuration with any seed, by seed."""
+    wanted = key({**config, "seed": 0})
+    return sorted(
+        (row for row in rows if key({**row["config"], "seed": 0}) == wanted), key=lambda row: row["config"]["seed"]
+    )
+
+
+def chosen(part: str, regime: str, rows: Sequence[Row], labels: Sequence[str] = ()) -> dict[str, Summary]:
+    """Each label's chosen setting over the protocol's seeds; labels whose search is not complete are left out."""
+    found = {}
+    for label in labels or protocol.LABELS[part]:
+        candidates = protocol.configs(part, regime, label, protocol.SEARCH_SEED)
+        try:
+            config = protocol.choose(candidates, rows)
+        except ValueError:
+            continue
+        found[label] = Summary(label, _tried(label, config), tuple(select(rows, config)))
+    return found
+
+
+def fixed(part: str, regime: str, rows: Sequence[Row]) -> dict[str, Summary]:
+    """The strategies that choose nothing, under the names "vanilla, lr=0.0003" and so on."""
+    found = {}
+    for label, own in protocol.FIXED.items():
+        if label not in protocol.LABELS[part]:
+            continue
+        for config in protocol.configs(part, regime, label, protocol.SEARCH_SEED):
+            if own.items() <= config["settings"].items() and (of := select(rows, config)):
+                choice = _tried(label, config)
+                found[f"{label}, {choice}"] = Summary(f"{label}, {choice}", choice, tuple(of))
+    return found
+
+
+def _tried(label: str, config: Mapping[str, Any]) -> str:
+    """The setting that the protocol varies for a label, as text."""
+    tried = protocol.TRIED[label][1]
+    name = next(n for n in tried[0] if tried[0][n] != tried[1][n])
+    return f"{name}={config['settings'][name]:g}"
+
+
+def regrets(by_regime: Mapping[str, Mapping[str, Summary]], best_of: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """OOD regret: the best method's mean OOD accuracy minus this one's.
+
+    by_regime: regime -> label -> Summary; best_of: regime -> labels among which the best is looked for. Returns label
+    -> {regime: regret, …, "mean": over the regimes} as shares, for labels that every regime has.
+    """
+    best = {regime: max(by_regime[regime][label].of("ood").value for label in best_of[regime]) for regime in by_regime}
+    common = [label for label in next(iter(by_regime.values())) if all(label in s for s in by_regime.values())]
+    result = {}
+    for label in common:
+        each = {regime: best[regime] - by_regime[regime][label].of("ood").value for regime in by_regime}
+        result[label] = {**each, "mean": math.fsum(each.values()) / len(each)}
+    return result
+
+
+def accuracy_table(summaries: Mapping[str, Summary]) -> str:
+    """Markdown: method, chosen setting, ID and OOD accuracy in per cent with 95 % intervals over seeds, and seeds."""
+    lines = ["| method | chosen | ID | OOD mean | seeds |", "|---|---|---:|---:|---:|"]
+    for label, s in sorted(summaries.items(), key=lambda item: -item[1].of("ood").value):
+        lines.append(f"| {label} | `{s.choice}` | {s.of('id')} | {s.of('ood')} | {len(s.rows)} |")
+    return "\n".join(lines)
+
+
+def regret_table(regret: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: OOD regret in points by regime and their mean, smallest mean first."""
+    regimes = list(next(iter(regret.values())))
+    lines = ["| method | " + " | ".join(regimes) + " |", "|---|" + "---:|" * len(regimes)]
+    for label, of in sorted(regret.items(), key=lambda item: item[1]["mean"]):
+        lines.append(f"| {label} | " + " | ".join(f"{100 * of[r]:.1f}" for r in regimes) + " |")
+    return "\n".join(lines)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """A row's main figures without nesting, for a CSV file or a terminal."""
+    config = row["config"]
+    return {
+        "label": config["label"],
+        "model": config["model"],
+        "data": config["data"],
+        "seed": config["seed"],
+        "val": row["val"],
+        "id": row["id"],
+        "ood": row["ood"],
+        "seconds": row["seconds"],
+        "peak_memory_mb": row["peak_memory_mb"],
+        "hardware": row["hardware"],
+        "commit": row["commit"],
+        "settings": " ".join(f"{n}={v}" for n, v in config["settings"].items()),
+    }
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a header line; "" for no rows."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(flat, rows))
+    return text.getvalue()
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], Summary]:
+    """Rows that differ in nothing but the seed together: (model, label, number among that label's settings)."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key({**row["config"], "seed": 0}), []).append(row)
+    found: dict[tuple[str, str, str], Summary] = {}
+    for members in groups.values():
+        model, label = members[0]["config"]["model"], members[0]["config"]["label"]
+        number = str(1 + sum(k[:2] == (model, label) for k in found))
+        found[model, label, number] = Summary(label, number, tuple(members))
+    return found
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """Markdown table of :func:`grouped`: one line for each configuration, accuracies in per cent."""
+    lines = ["| model | label | settings | ID | OOD mean | seeds | s |", "|---|---|---:|---:|---:|---:|---:|"]
+    for (model, label, number), s in grouped(rows).items():
+        ood = s.of("ood") if all(row["ood"] is not None for row in s.rows) else ""
+        seconds = s.of("seconds").value
+        lines.append(f"| {model} | {label} | {number} | {s.of('id')} | {ood} | {len(s.rows)} | {seconds:.0f} |")
+    return "\n".join(lines)
