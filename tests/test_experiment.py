@@ -127,6 +127,14 @@ def test_every_method_has_three_settings_that_can_be_run() -> None:
         assert sum(own.items() <= s.items() for s in protocol.TRIED[label][1]) == 1
 
 
+def test_extras_can_be_run_and_differ() -> None:
+    for what, count in (("ablations", 15), ("paths", 1), ("controlled", 3)):
+        found = protocol.extras(what, "icons-resnet")
+        assert len({experiment.key(c) for c in found}) == len(found) == 3 * count
+    with pytest.raises(ValueError, match="unknown extra 'more'"):
+        protocol.extras("more", "icons-resnet")
+
+
 def test_the_choice_looks_at_id_validation_only_and_then_all_seeds_are_due() -> None:
     candidates = protocol.configs("resnet", "upstream", "wise-ft", 0)
     rows = [
