@@ -125,6 +125,18 @@ def configs(part: str, regime: str, label: str, seed: int) -> list[Config]:
     ]
 
 
+def reduced(config: Config, profile: str) -> Config:
+    """The same with fewer epochs and updates, for a chapter's own run; at "smoke" on synthetic images."""
+    shorter = {"epochs": 2, "head_epochs": 1, "updates": 25}
+    if config["settings"]["head_epochs"] == 0:
+        shorter = {"epochs": 3}
+    settings = {n: min(v, shorter[n]) if n in shorter else v for n, v in config["settings"].items()}
+    if profile != "smoke":
+        return {**config, "settings": settings}
+    settings = {n: min(v, 2) if n in ("epochs", "updates", "path") else v for n, v in settings.items()}
+    return {**config, "source": "tiny", "train_per_class": 4, "val_per_class": 2, "settings": settings}
+
+
 def choose(candidates: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Config:
     """The configuration with the highest ID validation accuracy; among equals the first. OOD data have no say.
 
