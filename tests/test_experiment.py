@@ -258,7 +258,7 @@ def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
     assert "| -1.00 |" in results.depth_table({"falling": [falling]})
     lengths = results.row_lengths("icons-resnet")
     even = {**row, "radii": {name: 2e-3 * lengths[name] for name in names}}
-    assert "| 2.00 | 2.00 |" in results.depth_table({"even": [even]}, what="radii")
+    assert "| even | – | 2.00 | 2.00 |" in results.depth_table({"even": [even]}, what="radii")
     convolution = [n for n, kind in row["kinds"].items() if kind == "convolution"]
     ones = {**row, "ratios": {name: float(name in convolution) for name in names}}
     header, _, line = results.kind_table({"run": [ones]}).splitlines()

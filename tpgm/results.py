@@ -248,12 +248,16 @@ def depth_table(groups: Mapping[str, Sequence[Row]], what: str = "ratios") -> st
     ]
     for title, rows in groups.items():
         values = [by_position(row, what) for row in rows]
-        rho = mean([float(spearmanr(range(len(v)), v).statistic) for v in values])
+        # undefined for equal values
+        rho = mean([float(spearmanr(range(len(v)), v).statistic) if min(v) < max(v) else math.nan for v in values])
         halves = [
             mean([unit * math.fsum(part) / len(part) for part in parts])
             for parts in ([v[: len(v) // 2] for v in values], [v[len(v) // 2 :] for v in values])
         ]
-        shown = [f"{m.value:.2f}" + ("" if math.isnan(m.half) else f" ± {m.half:.2f}") for m in (rho, *halves)]
+        shown = [
+            "–" if math.isnan(m.value) else f"{m.value:.2f}" + ("" if math.isnan(m.half) else f" ± {m.half:.2f}")
+            for m in (rho, *halves)
+        ]
         lines.append(f"| {title} | {' | '.join(shown)} | {len(rows)} |")
     return "\n".join(lines)
 
