@@ -262,8 +262,7 @@ def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
     convolution = [n for n, kind in row["kinds"].items() if kind == "convolution"]
     ones = {**row, "ratios": {name: float(name in convolution) for name in names}}
     header, _, line = results.kind_table({"run": [ones]}).splitlines()
-    cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
-    assert cells["convolution"].strip(" |") == "1.00"
-    assert cells["normalization"].strip(" |") == "0.00"
+    cells = dict(zip(header.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
+    assert (cells["convolution"], cells["normalization"]) == ("1.00", "0.00")
     groups = {"g": summaries({"base": 0.5, "other": 0.7})}
     assert "| g | other | 80.0 ± 0.0 | 70.0 ± 0.0 | 20.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in results.difference_table(groups)
