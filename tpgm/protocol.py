@@ -18,8 +18,8 @@ SEARCH_SEED = 0
 BASE: Config = {"data": "icons", "size": 64, "train_per_class": 10}
 BUDGET: dict[str, Any] = {
     "epochs": 5,
-    "head_epochs": 2,
-    "head_lr": 3e-3,
+    "head_epochs": 4,
+    "head_lr": 1e-2,
     "lr": 3e-4,
     "batch_size": 32,
     "channels_last": True,
@@ -33,7 +33,10 @@ REGIMES = {"resnet": {"upstream": "icons-resnet", "imagenet": "efficientnet-lite
 
 
 def _of(method: str, settings: Mapping[str, Any], name: str, values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
-    return method, [{**BUDGET, **settings, name: value} for value in values]
+    shared = {**BUDGET, **settings}
+    if not shared["head_epochs"]:
+        del shared["head_lr"]  # of a stage that these methods do not have
+    return method, [{**shared, name: value} for value in values]
 
 
 # label: (method, the three settings tried)
