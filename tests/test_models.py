@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tpgm
+from tests.trees import moco_layout, spread
 from tpgm.batches import Preparation
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
@@ -37,15 +38,6 @@ def tiny_resnet(classes: int) -> nn.Module:
     from timm.models.resnet import Bottleneck, ResNet
 
     return ResNet(Bottleneck, (1, 1, 1, 1), num_classes=classes, channels=(4, 4, 8, 8))
-
-
-def spread(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors with statistics and scales that no initialisation has."""
-    generator = torch.Generator().manual_seed(7)
-    return {
-        n: t + torch.rand(t.shape, generator=generator) if t.is_floating_point() else t
-        for n, t in model.state_dict().items()
-    }
 
 
 def assert_fits_tpgm(found: Pretrained, classes: int) -> None:
@@ -192,18 +184,8 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
 # --- checkpoints of others
 
 
-def moco_layout(model: nn.Module) -> dict[str, Any]:
-    """The keys of MoCo-v3's published files around a ResNet's tensors."""
-    backbone = {n: t for n, t in spread(model).items() if not n.startswith("fc.")}
-    extra = {"fc.0.weight": torch.zeros(4, 4), "fc.4.running_mean": torch.zeros(4)}
-    base = {f"module.base_encoder.{n}": t for n, t in {**backbone, **extra}.items()}
-    momentum = {f"module.momentum_encoder.{n}": t + 1 for n, t in {**backbone, **extra}.items()}
-    state = {**base, **momentum, "module.predictor.0.weight": torch.zeros(4, 4)}
-    return {"epoch": 1000, "arch": "resnet50", "state_dict": state, "optimizer": {"param_groups": [{"lr": 0.1}]}}
-
-
 def test_moco_checkpoint_gives_the_base_encoder(tmp_path: Path) -> None:
-    checkpoint = moco_layout(tiny_resnet(2))
+    checkpoint = moco_layout(spread(tiny_resnet(2)))
     torch.save(checkpoint, tmp_path / "moco.pth.tar")
     found = load(tmp_path / "moco.pth.tar", 5, architecture=tiny_resnet(5))
     assert_fits_tpgm(found, 5)
@@ -214,7 +196,7 @@ def test_moco_checkpoint_gives_the_base_encoder(tmp_path: Path) -> None:
 
 
 def test_moco_checkpoint_goes_into_torchvisions_resnet50_by_default(tmp_path: Path) -> None:
-    torch.save(moco_layout(tiny_resnet(2)), tmp_path / "moco.pth.tar")
+    torch.save(moco_layout(spread(tiny_resnet(2))), tmp_path / "moco.pth.tar")
     with pytest.raises(ValueError, match=r"do not fit ResNet\n.*\n  layer1\.1\.conv1\.weight \(64, 256, 1, 1\)"):
         load(tmp_path / "moco.pth.tar", 5)
 
