@@ -19,6 +19,7 @@ from tpgm.batches import Preparation
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
 from tpgm.models.checkpoints import from_clip_resnet
+from tpgm.models.clip import prompts, spoken
 from tpgm.models.loading import _at_size
 from tpgm.names import aliases, matches
 
@@ -425,6 +426,44 @@ def test_open_clip_zero_shot_head_gives_clips_own_logits(clip: Any) -> None:
     assert found.class_names == names
     with pytest.raises(ValueError, match="class name"):
         load("open_clip/ViT-B-16/openai", class_names=names, templates=("a photo",))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_with_both_towers_gives_the_zero_shot_head(suffix: str, clip: Any, tmp_path: Path) -> None:
+    import open_clip
+
+    names, path, images = ("cat", "fire truck"), tmp_path / f"ViT-B-16{suffix}", torch.randn(3, 3, 16, 16)
+    state = {n: t * 0.5 for n, t in spread(clip).items()}
+    about = {"input_resolution": torch.tensor(16), "context_length": torch.tensor(77), "vocab_size": torch.tensor(9)}
+    if suffix == ".pt":
+        torch.save({n: t.half() if t.ndim > 1 else t for n, t in {**state, **about}.items()}, path)
+        state = {n: t.half().float() if t.ndim > 1 else t for n, t in state.items()}
+    else:
+        safetensors_torch.save_file(state, path)
+    found = load(path, class_names=names, architecture="open_clip/ViT-B-16-quickgelu")
+    clip.load_state_dict(state)
+    with torch.no_grad():
+        text = clip.encode_text(open_clip.get_tokenizer("ViT-B-16")([f"a photo of a {n}." for n in names]), True)
+        expected = clip.logit_scale.exp() * clip.encode_image(images, normalize=True) @ text.T
+        torch.testing.assert_close(found.model(images), expected, rtol=1e-4, atol=1e-4)
+    assert found.exclude == ()
+    assert_fits_tpgm(load(path, 4, architecture="open_clip/ViT-B-16-quickgelu"), 4)
+    with pytest.raises(ValueError, match="class_names"):
+        load(path, architecture="open_clip/ViT-B-16-quickgelu")
+    state.pop("text_projection" if suffix == ".pt" else "visual.proj")
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"part\.pt"):
+        load(tmp_path / "part.pt", class_names=names, architecture="open_clip/ViT-B-16-quickgelu")
+
+
+def test_prompts_and_names_for_imagenet() -> None:
+    pytest.importorskip("open_clip")
+    assert len(prompts("imagenet")) == 80
+    assert all(template.count("{}") == 1 for template in prompts("imagenet"))
+    with pytest.raises(ValueError, match="photo or imagenet"):
+        prompts("many")
+    assert spoken(["n01443537", "n01440764"]) == ("goldfish", "tench")
+    assert spoken(["n01443537", "dog"]) == ("n01443537", "dog")
 
 
 def test_open_clip_linear_head(clip: Any, tmp_path: Path) -> None:
