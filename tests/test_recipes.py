@@ -78,8 +78,8 @@ def use(monkeypatch: pytest.MonkeyPatch, recipe: str, architecture: str) -> None
 
 
 @pytest.fixture
-def one_prompt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Class names and templates that the zero-shot head was made of."""
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
+    """Class names and number of templates that the zero-shot head was made of."""
     import tpgm.models.clip as clip
 
     seen, real = [], clip.zero_shot_weights
@@ -127,15 +127,17 @@ def test_every_method_on_domainnet_in_a_dry_run(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_method_on_imagenet_in_a_dry_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_prompt: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, texts: list[Any]
 ) -> None:
     root = imagenet_tree(tmp_path / "imagenet", train=20)
     path, architecture = small_clip(tmp_path)
     use(monkeypatch, "imagenet-clip-vitb16", architecture)
+    caplog.clear()
     rows = run_recipe("imagenet-clip-vitb16", root, path, out=tmp_path / "rows.jsonl", dry_run=True, progress=False)
     assert [row["config"]["method"] for row in rows] == list(RECIPES["imagenet-clip-vitb16"].methods)
     assert_whole("imagenet-clip-vitb16", rows, OOD["imagenet"])
-    assert one_prompt[0] == (("tench", "goldfish", "great white shark", "tiger shark"), 80)
+    assert texts[0] == (("tench", "goldfish", "great white shark", "tiger shark"), 80)
+    assert not caplog.records, "open_clip would say that weights are random, which are not"
     end = next(row for row in rows if row["config"]["method"] == "tpgm-end")
     assert {"head.weight", "tower.positional_embedding"} < set(end["radii"]), "the zero-shot head is kept and bounded"
 
@@ -218,6 +220,13 @@ def test_configurations_are_valid_and_complete(recipe: str) -> None:
             assert set(part) <= set(options(method)), method
         assert not set(parts[0]) & set(parts[1])
     assert not set(found.published) & set(found.chosen)
+
+
+@pytest.mark.parametrize(("key", "value"), [("head", "old"), ("templates", "many")])
+def test_head_and_templates_are_checked(key: str, value: str) -> None:
+    (config,) = configs("imagenet-clip-vitb16", **PLACE, methods=["vanilla"])
+    with pytest.raises(ValueError, match=f"{key} must be one of"):
+        resolve({**config, key: value})
 
 
 def test_unknown_names_are_answered_with_known_ones() -> None:

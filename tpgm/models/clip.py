@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tpgm.batches import Preparation
-from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, need, unknown
+from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, need, open_clip_model, unknown
 from tpgm.models.hubs import fetching
 from tpgm.models.pretrained import Pretrained, filled, load_tensors
 
@@ -60,7 +60,7 @@ def clip_from_tensors(
         raise ValueError(f"{name} needs num_classes (a new linear head) or class_names (the zero-shot head)")
     if kind not in open_clip.list_models():
         raise unknown("open_clip model", kind, open_clip.list_models())
-    clip = open_clip.create_model(kind, force_image_size=size)
+    clip = open_clip_model(kind, size)
     given = {n: t for n, t in tensors.items() if n not in _NOT_WEIGHTS}
     need("open_clip.model", "clip").resize_pos_embed(given, clip)
     load_tensors(name, clip, given)
