@@ -127,6 +127,14 @@ def test_every_method_has_three_settings_that_can_be_run() -> None:
         assert sum(own.items() <= s.items() for s in protocol.TRIED[label][1]) == 1
 
 
+def test_extras_can_be_run_and_differ() -> None:
+    for what, count in (("ablations", 15), ("paths", 1), ("controlled", 3)):
+        found = protocol.extras(what, "icons-resnet")
+        assert len({experiment.key(c) for c in found}) == len(found) == 3 * count
+    with pytest.raises(ValueError, match="unknown extra 'more'"):
+        protocol.extras("more", "icons-resnet")
+
+
 def test_the_choice_looks_at_id_validation_only_and_then_all_seeds_are_due() -> None:
     candidates = protocol.configs("resnet", "upstream", "wise-ft", 0)
     rows = [
@@ -214,3 +222,47 @@ def test_figures_of_ratios_and_paths(row: experiment.Row) -> None:
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn["ID"] == [75.0, 75.0]
     assert drawn["OOD mean"] == [25.0, 25.0]
+    assert len(plots.trade_off({"net": figure_rows(row, point)}, {"net": [penalized(row)]}).axes) == 1
+
+
+def penalized(row: experiment.Row) -> experiment.Row:
+    settings = {**row["config"]["settings"], "penalty": 0.01}
+    return {**row, "config": {**row["config"], "method": "tpgm-c", "settings": settings}}
+
+
+def figure_rows(row: experiment.Row, *points: dict[str, Any]) -> list[experiment.Row]:
+    return [{**row, "path": {str(float(n)): p for n, p in enumerate(points)}}]
+
+
+def test_a_barrier_is_the_fall_below_the_straight_line(row: experiment.Row) -> None:
+    def at(id_: int, far: int) -> dict[str, Any]:
+        share = {"val": 0, "id_test": id_, "far": far}
+        return {name: {"correct": n, "total": 10} for name, n in share.items()}
+
+    (bent,) = figure_rows(row, at(2, 5), at(1, 9), at(6, 5))
+    assert results.barrier(bent) == pytest.approx(0.3)  # the line is at 0.4 in the middle
+    assert results.barrier(bent, "ood") == pytest.approx(0.0)
+    line = results.barrier_table({"net": [bent]}).splitlines()[2]
+    assert line == "| net | 30.0 | 0.0 | 2.00 | 1.00 | 1 |"
+
+
+def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
+    names = list(row["ratios"])
+    rising = {**row, "ratios": {name: n / len(names) for n, name in enumerate(names)}}
+    line = results.depth_table({"rising": [rising]}).splitlines()[2]
+    half = len(names) // 2
+    lower = sum(range(half)) / half / len(names)
+    upper = sum(range(half, len(names))) / (len(names) - half) / len(names)
+    assert line == f"| rising | 1.00 | {lower:.2f} | {upper:.2f} | 1 |"
+    falling = {**row, "ratios": {name: -n for n, name in enumerate(names)}}
+    assert "| -1.00 |" in results.depth_table({"falling": [falling]})
+    lengths = results.row_lengths("icons-resnet")
+    even = {**row, "radii": {name: 2e-3 * lengths[name] for name in names}}
+    assert "| even | – | 2.00 | 2.00 |" in results.depth_table({"even": [even]}, what="radii")
+    convolution = [n for n, kind in row["kinds"].items() if kind == "convolution"]
+    ones = {**row, "ratios": {name: float(name in convolution) for name in names}}
+    header, _, line = results.kind_table({"run": [ones]}).splitlines()
+    cells = dict(zip(header.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
+    assert (cells["convolution"], cells["normalization"]) == ("1.00", "0.00")
+    groups = {"g": summaries({"base": 0.5, "other": 0.7})}
+    assert "| g | other | 80.0 ± 0.0 | 70.0 ± 0.0 | 20.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in results.difference_table(groups)

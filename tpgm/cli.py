@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "config", nargs="*", metavar="KEY=VALUE", help="see tpgm.experiment.KEYS; settings.NAME=VALUE"
     )
     experiment.add_argument(
-        "--protocol", metavar="PART:REGIME", help="resnet:upstream, resnet:imagenet or vit:upstream"
+        "--protocol", metavar="PART:REGIME", help="such as resnet:upstream or ablations:icons-resnet"
     )
     experiment.add_argument("--label", action="append", default=[], help="of the protocol: these methods only")
     experiment.add_argument(
@@ -154,10 +154,13 @@ def _experiment(args: argparse.Namespace) -> None:
         if args.config:
             raise ValueError("give configuration keys or --protocol, not both")
         part, _, regime = args.protocol.partition(":")
-        if regime not in protocol.REGIMES.get(part, {}):
+        if part in ("ablations", "paths", "controlled"):
+            args.label = []
+        elif regime not in protocol.REGIMES.get(part, {}):
             known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
+            known += ", and ablations, paths or controlled with a model's name"
             raise ValueError(f"unknown part of the protocol {args.protocol!r}; choose one of {known}")
-        if unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
+        elif unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
             raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(protocol.LABELS[part])}")
         count = protocol.run_all(part, regime, args.out, labels=args.label, store=args.store)
         print(f"{count} runs, rows in {args.out}")

@@ -18,8 +18,8 @@ SEARCH_SEED = 0
 BASE: Config = {"data": "icons", "size": 64, "train_per_class": 10}
 BUDGET: dict[str, Any] = {
     "epochs": 5,
-    "head_epochs": 2,
-    "head_lr": 3e-3,
+    "head_epochs": 4,
+    "head_lr": 1e-2,
     "lr": 3e-4,
     "batch_size": 32,
     "channels_last": True,
@@ -33,7 +33,10 @@ REGIMES = {"resnet": {"upstream": "icons-resnet", "imagenet": "efficientnet-lite
 
 
 def _of(method: str, settings: Mapping[str, Any], name: str, values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
-    return method, [{**BUDGET, **settings, name: value} for value in values]
+    shared = {**BUDGET, **settings}
+    if not shared["head_epochs"]:
+        del shared["head_lr"]  # of a stage that these methods do not have
+    return method, [{**shared, name: value} for value in values]
 
 
 # label: (method, the three settings tried)
@@ -63,6 +66,56 @@ LABELS = {
 }
 
 
+# --- beside the comparison: one run for each seed, nothing is chosen
+
+_BASE_END: dict[str, Any] = {**BUDGET, **_END, "radius_lr": 1e-1}
+_BASE_EVERY: dict[str, Any] = {**BUDGET, **_RADII, "radius_lr": 1e-1}
+# group -> label -> (method, settings, changes to the data)
+ABLATIONS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "at the end": {
+        "base: MARS, 100 updates": ("tpgm-end", _BASE_END, {}),
+        "norm L2": ("tpgm-end", {**_BASE_END, "norm": "l2"}, {}),
+        "25 updates": ("tpgm-end", {**_BASE_END, "updates": 25}, {}),
+        "start without constraint": ("tpgm-end", {**_BASE_END, "start": "largest"}, {}),
+        "total variation 0.1": ("tpgm-end", {**_BASE_END, "tv": 0.1}, {}),
+        "1 validation icon a class": ("tpgm-end", _BASE_END, {"val_per_class": 1}),
+        "radii from training data": ("tpgm-end", {**_BASE_END, "val_data": "train"}, {}),
+        "entropy, no labels": ("tpgm-end", {**_BASE_END, "outer_loss": "entropy"}, {}),
+    },
+    "every step": {
+        "base: MARS, each step": ("tpgm", _BASE_EVERY, {}),
+        "norm L2": ("tpgm", {**_BASE_EVERY, "norm": "l2"}, {}),
+        "each 4th step": ("tpgm", {**_BASE_EVERY, "every": 4}, {}),
+        "total variation 0.1": ("tpgm", {**_BASE_EVERY, "tv": 0.1}, {}),
+        "start without constraint": ("tpgm", {**_BASE_EVERY, "start": "largest"}, {}),
+    },
+    "5 labels a class": {
+        "lp-ft": ("lp-ft", BUDGET, {"train_per_class": 5}),
+        "tpgm-end": ("tpgm-end", _BASE_END, {"train_per_class": 5}),
+    },
+}
+PENALTIES = (1e-4, 1e-3, 1e-2)
+PATH_POINTS = 6
+
+
+def extras(what: str, model: str) -> list[Config]:
+    """Configurations beside the comparison, seeds outermost. what: "ablations"; "paths" (accuracy along the line from
+    the anchor to lp-ft's weights); "controlled" (TPGM-C with several penalties)."""
+    if what == "ablations":
+        runs = [(f"{g}: {n}", *of) for g, variants in ABLATIONS.items() for n, of in variants.items()]
+    elif what == "paths":
+        runs = [("path", "wise-ft", {**BUDGET, "alpha": 0.5, "path": PATH_POINTS}, {})]
+    elif what == "controlled":
+        runs = [(f"tpgm-c, μ={mu:g}", "tpgm-c", {**_BASE_END, "penalty": mu}, {}) for mu in PENALTIES]
+    else:
+        raise ValueError(f"unknown extra {what!r}; choose 'ablations', 'paths' or 'controlled'")
+    return [
+        {**BASE, **changes, "label": label, "model": model, "method": method, "seed": seed, "settings": settings}
+        for seed in SEEDS
+        for label, method, settings, changes in runs
+    ]
+
+
 def configs(part: str, regime: str, label: str, seed: int) -> list[Config]:
     """The configurations tried for a label: one for each of its settings. part: "resnet" or "vit"."""
     if part not in REGIMES:
@@ -73,6 +126,18 @@ def configs(part: str, regime: str, label: str, seed: int) -> list[Config]:
         {**BASE, "label": label, "model": model, "method": method, "seed": seed, "settings": settings}
         for settings in tried
     ]
+
+
+def reduced(config: Config, profile: str) -> Config:
+    """The same with fewer epochs and updates, for a chapter's own run; at "smoke" on synthetic images."""
+    shorter = {"epochs": 2, "head_epochs": 1, "updates": 25}
+    if config["settings"]["head_epochs"] == 0:
+        shorter = {"epochs": 3}
+    settings = {n: min(v, shorter[n]) if n in shorter else v for n, v in config["settings"].items()}
+    if profile != "smoke":
+        return {**config, "settings": settings}
+    settings = {n: min(v, 2) if n in ("epochs", "updates", "path") else v for n, v in settings.items()}
+    return {**config, "source": "tiny", "train_per_class": 4, "val_per_class": 2, "settings": settings}
 
 
 def choose(candidates: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Config:
@@ -109,20 +174,23 @@ def due(part: str, regime: str, rows: Sequence[Row], labels: Sequence[str] = ())
 def run_all(
     part: str, regime: str, out: str | Path, *, labels: Sequence[str] = (), store: str | Path | None = None
 ) -> int:
-    """Run what no row of the file `out` is of yet, adding a row for each; returns how many were run."""
-    from tqdm import tqdm
+    """Run what no row of the file `out` is of yet, adding a row for each; returns how many were run.
 
+    part and regime of the comparison, or "ablations", "paths" or "controlled" and the name of a model.
+    """
     path = Path(out)
     rows = read(path) if path.is_file() else []
+    todo = due(part, regime, rows, labels) if part in REGIMES else missing(extras(part, regime), rows)
     count = 0
-    for config in due(part, regime, rows, labels):
+    for config in todo:
         row = run(config, store=store)
         append(path, row)
         rows.append(row)
         count += 1
         settings = {n: v for n, v in config["settings"].items() if n not in BUDGET or BUDGET[n] != v}
-        tqdm.write(
+        print(
             f"{regime} {config['label']} seed {config['seed']} {settings}: val {100 * row['val']:.1f} "
-            f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} in {row['seconds']:.0f} s"
+            f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} in {row['seconds']:.0f} s",
+            flush=True,
         )
     return count

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tpgm import protocol
@@ -176,4 +177,113 @@ def overview(rows: Sequence[Row]) -> str:
         ood = s.of("ood") if all(row["ood"] is not None for row in s.rows) else ""
         seconds = s.of("seconds").value
         lines.append(f"| {model} | {label} | {number} | {s.of('id')} | {ood} | {len(s.rows)} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+# --- paths, depth, ablations
+
+
+def along_path(row: Row) -> list[tuple[float, float, float]]:
+    """(α, ID accuracy, mean OOD accuracy) for every ratio of a WiSE-FT run with a path, by α."""
+    found = []
+    for alpha, counts in row["path"].items():
+        shares = {name: a["correct"] / a["total"] for name, a in counts.items()}
+        ood = [share for name, share in shares.items() if name not in ("val", "id_test")]
+        found.append((float(alpha), shares["id_test"], math.fsum(ood) / len(ood)))
+    return sorted(found)
+
+
+def barrier(row: Row, what: str = "id") -> float:
+    """How far accuracy falls below the straight line between both ends of the path, at worst, as a share; 0 or more."""
+    points = [(a, i if what == "id" else o) for a, i, o in along_path(row)]
+    (first, left), (last, right) = points[0], points[-1]
+    lines = [left + (right - left) * (a - first) / (last - first) for a, _ in points]
+    return max(line - value for line, (_, value) in zip(lines, points, strict=True))
+
+
+def barrier_table(along: Mapping[str, Sequence[Row]]) -> str:
+    """Markdown: for each network, the barrier in points and the ratio with the best accuracy, ID and OOD, means over
+    seeds."""
+    lines = [
+        "| network | barrier ID | barrier OOD | best α, ID | best α, OOD | seeds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, rows in along.items():
+        best = [math.fsum(max(along_path(row), key=lambda p: p[n])[0] for row in rows) / len(rows) for n in (1, 2)]
+        falls = [str(mean([barrier(row, what) for row in rows])) for what in ("id", "ood")]
+        lines.append(f"| {name} | {falls[0]} | {falls[1]} | {best[0]:.2f} | {best[1]:.2f} | {len(rows)} |")
+    return "\n".join(lines)
+
+
+def by_position(row: Row, what: str = "ratios") -> list[float]:
+    """Ratios, or radii for each weight of a row, of the tensors from input to output; without those not in force.
+
+    Radii for each weight need the row lengths and so exist for models that can be built here without weights.
+    """
+    if what == "ratios":
+        return list(row["ratios"].values())
+    lengths = row_lengths(row["config"]["model"])
+    return [r / lengths[name] for name, r in row["radii"].items() if r is not None]
+
+
+@lru_cache(maxsize=8)
+def row_lengths(model: str) -> dict[str, int]:
+    """Number of weights in a row of every parameter tensor of an offline model, by name (MARS)."""
+    from tpgm import models
+
+    net = models.load(model, 2).model
+    return {n: p.numel() // len(p) if p.ndim > 1 else p.numel() for n, p in net.named_parameters()}
+
+
+def depth_table(groups: Mapping[str, Sequence[Row]], what: str = "ratios") -> str:
+    """Markdown: rank correlation of position and value, and means of the lower and upper half; means over seeds with
+    95 % intervals. Values are ratios, or radii for each weight in units of 1e-3."""
+    from scipy.stats import spearmanr
+
+    unit = 1.0 if what == "ratios" else 1e3
+    name = "ratio" if what == "ratios" else "radius for each weight, ×10⁻³"
+    lines = [
+        f"| runs | rank correlation with depth | lower half, {name} | upper half | seeds |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for title, rows in groups.items():
+        values = [by_position(row, what) for row in rows]
+        # undefined for equal values
+        rho = mean([float(spearmanr(range(len(v)), v).statistic) if min(v) < max(v) else math.nan for v in values])
+        halves = [
+            mean([unit * math.fsum(part) / len(part) for part in parts])
+            for parts in ([v[: len(v) // 2] for v in values], [v[len(v) // 2 :] for v in values])
+        ]
+        shown = [
+            "–" if math.isnan(m.value) else f"{m.value:.2f}" + ("" if math.isnan(m.half) else f" ± {m.half:.2f}")
+            for m in (rho, *halves)
+        ]
+        lines.append(f"| {title} | {' | '.join(shown)} | {len(rows)} |")
+    return "\n".join(lines)
+
+
+def kind_table(groups: Mapping[str, Sequence[Row]]) -> str:
+    """Markdown: mean ratio over tensors and seeds by kind of layer ("" where a network has none)."""
+    kinds = list(dict.fromkeys(kind for rows in groups.values() for kind in rows[0]["kinds"].values()))
+    lines = ["| runs | " + " | ".join(kinds) + " |", "|---|" + "---:|" * len(kinds)]
+    for title, rows in groups.items():
+        cells = []
+        for kind in kinds:
+            values = [r for row in rows for name, r in row["ratios"].items() if row["kinds"][name] == kind]
+            cells.append(f"{math.fsum(values) / len(values):.2f}" if values else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_table(groups: Mapping[str, Mapping[str, Summary]]) -> str:
+    """Markdown: each variant's ID and OOD accuracy minus those of the first of its group, paired by seed, in points."""
+    lines = ["| group | variant | ID | OOD mean | Δ ID | Δ OOD | seeds |", "|---|---|---:|---:|---:|---:|---:|"]
+    for group, of in groups.items():
+        base = {row["config"]["seed"]: row for row in next(iter(of.values())).rows}
+        for number, (label, s) in enumerate(of.items()):
+            pairs = [(row, base[row["config"]["seed"]]) for row in s.rows if row["config"]["seed"] in base]
+            delta = [str(mean([a[w] - b[w] for a, b in pairs])) if number and pairs else "" for w in ("id", "ood")]
+            lines.append(
+                f"| {group} | {label} | {s.of('id')} | {s.of('ood')} | {delta[0]} | {delta[1]} | {len(s.rows)} |"
+            )
     return "\n".join(lines)

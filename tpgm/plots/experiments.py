@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tpgm.experiment import Row
 from tpgm.plots.style import CYCLE, ID_COLOR, OOD_COLOR, book_style
-from tpgm.results import Summary
+from tpgm.results import Summary, along_path
 
 MARKERS = "osD^vP*X<>hp"
 
@@ -121,23 +121,39 @@ def paths(by_name: Mapping[str, Sequence[Row]]) -> Figure:
     with book_style():
         figure, panels = plt.subplots(1, len(by_name), figsize=(3.6 * len(by_name), 3.8), squeeze=False)
         for axes, (title, rows) in zip(panels[0], by_name.items(), strict=True):
-            alphas = [float(a) for a in rows[0]["path"]]
-            for name, color in (("id", ID_COLOR), ("ood", OOD_COLOR)):
-                curves = np.array([[100 * _along(p, name) for p in row["path"].values()] for row in rows])
-                axes.plot(alphas, curves.T, color=color, lw=0.7, alpha=0.6)
-                axes.plot(alphas, curves.mean(axis=0), color=color, lw=2.4, label={"id": "ID", "ood": "OOD mean"}[name])
+            points = np.array([along_path(row) for row in rows])  # (seeds, ratios, 3)
+            for n, name, color in ((1, "ID", ID_COLOR), (2, "OOD mean", OOD_COLOR)):
+                axes.plot(points[0, :, 0], 100 * points[:, :, n].T, color=color, lw=0.7, alpha=0.6)
+                axes.plot(points[0, :, 0], 100 * points[:, :, n].mean(axis=0), color=color, lw=2.4, label=name)
             axes.set(xlabel="ratio α", ylabel="accuracy (%)", title=title)
             axes.legend()
         plt.close(figure)
     return figure
 
 
-def _along(point: Mapping[str, Mapping[str, int]], what: str) -> float:
-    shares = {n: a["correct"] / a["total"] for n, a in point.items()}
-    if what == "id":
-        return shares["id_test"]
-    ood = [v for n, v in shares.items() if n not in ("val", "id_test")]
-    return sum(ood) / len(ood)
+def trade_off(along: Mapping[str, Sequence[Row]], controlled: Mapping[str, Sequence[Row]]) -> Figure:
+    """OOD over ID accuracy in per cent, means over seeds: WiSE-FT's line and TPGM-C's points, a panel each network."""
+    with book_style():
+        figure, panels = plt.subplots(1, len(along), figsize=(3.6 * len(along), 4.1), squeeze=False)
+        for axes, (title, rows) in zip(panels[0], along.items(), strict=True):
+            points = np.mean([along_path(row) for row in rows], axis=0)
+            axes.plot(100 * points[:, 1], 100 * points[:, 2], "o-", color=OOD_COLOR, ms=4, label="WiSE-FT")
+            for alpha, i, o in points[[0, -1]]:
+                axes.annotate(
+                    f"α = {alpha:g}", (100 * i, 100 * o), (0, 6), textcoords="offset points", ha="center", size=9
+                )
+            groups: dict[str, list[Row]] = {}
+            for row in controlled.get(title, ()):
+                groups.setdefault(f"μ = {row['config']['settings']['penalty']:g}", []).append(row)
+            for n, (name, members) in enumerate(groups.items()):
+                i, o = (100 * np.mean([row[what] for row in members]) for what in ("id", "ood"))
+                axes.plot(i, o, ls="", ms=7, marker="sD^"[n % 3], color=CYCLE[2 + n % 3], label=f"TPGM-C, {name}")
+            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=title)
+            axes.margins(0.12)
+        seen = {n: h for axes in panels.flat for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=4)
+        plt.close(figure)
+    return figure
 
 
 def ablation(groups: Mapping[str, Mapping[str, Summary]]) -> Figure:
