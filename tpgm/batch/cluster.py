@@ -69,7 +69,10 @@ def connect(address: str | None, workers: int | None, threads: int | None) -> It
     common = {"silence_logs": logging.CRITICAL, "death_timeout": 60, "memory_limit": None}
     cluster = distributed.SpecCluster(
         workers={i: {"cls": distributed.Nanny, "options": {**common, **o}} for i, o in enumerate(options)},
-        scheduler={"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None}},
+        scheduler={
+            "cls": distributed.Scheduler,
+            "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None},
+        },
         silence_logs=logging.CRITICAL,
     )
     with cluster, distributed.Client(cluster) as client:

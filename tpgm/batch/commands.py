@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 
-
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Add the commands to the parser's `commands`; debug: the parent that all commands have."""
     run = commands.add_parser(
@@ -37,8 +36,12 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     sweep.add_argument("grid", help="a YAML file, or the name of a grid that comes with the package")
     sweep.add_argument("--out", help="folder or fsspec URL of the results (needed unless --list)")
     sweep.add_argument("--profile", help="a profile of the grid: smoke, quick, full or its own")
-    sweep.add_argument("--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)")
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, or its JSON file (default: this machine)")
+    sweep.add_argument(
+        "--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)"
+    )
+    sweep.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, or its JSON file (default: this machine)"
+    )
     sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
     sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
     sweep.add_argument("--list", action="store_true", help="print the names of the runs, run nothing")
@@ -115,5 +118,3 @@ def _completion(args: argparse.Namespace) -> None:
     from tpgm.cli import _parser
 
     print(shtab.complete(_parser(), args.shell))
-
-

@@ -138,7 +138,7 @@ def _with_profile(section: Mapping[str, Any], kind: str, profile: str | None) ->
         known = [*profiles, *(p for p in PROFILES if kind == "notebook" and p not in profiles)]
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(known) or 'none'}")
     changes = profiles.get(profile) or {}
-    if not isinstance(changes, dict) or (unknown := [key for key in changes if key not in _PARTS]):
+    if not isinstance(changes, dict) or not changes.keys() <= _PARTS.keys():
         raise ValueError(f"profile {profile!r} is a mapping with keys among {', '.join(_PARTS)}, got {changes!r}")
     for key, value in changes.items():
         old = changed.get(key)

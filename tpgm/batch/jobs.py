@@ -116,13 +116,9 @@ def _notebook(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """``python -m tpgm.batch.jobs FOLDER``: compute, with the time it took as the log's last line."""
+def main() -> None:
+    """Compute in the folder that is the process's argument; the exit status says whether it went well."""
     began = time.perf_counter()
     good = compute(Path(sys.argv[1]))
     print(f"{'done' if good else 'failed'} after {time.perf_counter() - began:.1f} s")
-    return 0 if good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(not good)

@@ -52,11 +52,10 @@ class Parameter:
         if self.kind is str:
             return self.check(text)
         try:
-            return self.check(ast.literal_eval({"true": "True", "false": "False"}.get(text, text)))
-        except (SyntaxError, TypeError, MemoryError, RecursionError):
-            raise ValueError(
-                f"{self.name} must be of type {self.kind.__name__}, got {text!r} ({self.help})"
-            ) from None
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = text  # of the wrong type
+        return self.check(value)
 
 
 def _shipped(name: str) -> Path:

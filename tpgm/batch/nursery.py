@@ -35,11 +35,11 @@ class Nursery:
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self.threads))}
         if not FORKS:
             with (folder / LOG).open("wb") as log:
-                command = [sys.executable, "-m", "tpgm.batch.jobs", str(folder)]
+                command = [sys.executable, "-c", "from tpgm.batch.jobs import main; main()", str(folder)]
                 return subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tpgm.batch.nursery"],
+                [sys.executable, "-c", "from tpgm.batch.nursery import serve; serve()"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -64,7 +64,7 @@ class Nursery:
             self._process = None
 
 
-def _serve() -> None:
+def serve() -> None:
     """Read folders, answer exit statuses, until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
@@ -112,7 +112,3 @@ def _run(folder: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-if __name__ == "__main__":
-    _serve()

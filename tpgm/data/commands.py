@@ -26,6 +26,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
 
 def _data(args: argparse.Namespace) -> None:
     from tpgm import data
+    from tpgm.data.cache import cache_dir
     from tpgm.data.tables import licence_counts
 
     common = {"source": args.source, "progress": not args.quiet}
@@ -37,7 +38,7 @@ def _data(args: argparse.Namespace) -> None:
         return
     found = data.icon_collection(args.subset, **common)
     if args.what == "build":
-        where = "made in memory" if args.source == "tiny" else f"in {data.cache.cache_dir() / 'icons'}"
+        where = "made in memory" if args.source == "tiny" else f"in {cache_dir() / 'icons'}"
         print(f"{len(found.names):,} {args.subset} icons of {len(found.class_names)} classes, {where}")
         print(f"SHA-256 {found.checksum}")
     elif args.what == "counts":
