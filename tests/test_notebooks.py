@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
+import sysconfig
+import venv
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -52,7 +58,7 @@ def test_each_parameter_says_its_type_and_meaning(path: Path) -> None:
     parameters = code_cells(nbformat.read(path, as_version=4))[1].source
     names = {}
     for line in parameters.splitlines():
-        name, kind, meaning = re.fullmatch(r"(\w+) = .*\S  # (\w+): (.+)", line).groups()  # type: ignore[union-attr]
+        name, kind, meaning = re.fullmatch(r"(\w+): (\w+) = .*\S  # (.+)", line).groups()  # type: ignore[union-attr]
         value = ast.literal_eval(line.split(" = ", 1)[1])
         assert type(value).__name__ == kind, line
         assert len(meaning) > 10, line
@@ -60,17 +66,67 @@ def test_each_parameter_says_its_type_and_meaning(path: Path) -> None:
     assert names["profile"] == "quick"
 
 
+@each_chapter
+def test_papermill_reads_the_same_parameters(path: Path) -> None:
+    """So that ``papermill --help-notebook`` tells names, types, defaults and meanings."""
+    lines = code_cells(nbformat.read(path, as_version=4))[1].source.splitlines()
+    for line, (name, found) in zip(lines, papermill.inspect_notebook(path).items(), strict=True):
+        assert line == f"{name}: {found['inferred_type_name']} = {found['default']}  # {found['help']}"
+
+
+def test_the_first_cell_speaks_in_colab_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = code_cells(nbformat.read(CHAPTERS[0], as_version=4))[0].source.replace("%pip", "raise SystemExit  # ")
+    exec(cell, {})
+    assert capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(cell, {})
+    assert "GPU" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the built wheel in it. What the package needs is borrowed from the present
+    environment, whose own copy of the package, installed for editing, stays out."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True)
+    venv.create(folder / "env", with_pip=False)
+    interpreter = folder / "env" / "bin" / "python"
+    wheel = next(folder.glob("tpgm-*.whl"))
+    subprocess.run([*pip, "--python", interpreter, "install", "--no-deps", "--no-index", wheel], check=True)
+    own = subprocess.run(
+        [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    # a path in a .pth file comes after the environment's own, and the .pth files found there are not read
+    (Path(own) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return interpreter
+
+
 @pytest.mark.notebook
 @each_chapter
-def test_runs_alone(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TPGM_STATIC_SITE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
+def test_runs_alone_with_only_the_wheel(path: Path, installed: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    papermill.execute_notebook(
-        path, tmp_path / "out.ipynb", {"profile": "smoke"}, cwd=empty, kernel_name="python3", progress_bar=False
-    )
-    for cell in code_cells(nbformat.read(tmp_path / "out.ipynb", as_version=4)):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "TPGM_STATIC_SITE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run([installed, *arguments], cwd=empty, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = Path(call("-c", "import tpgm; print(tpgm.__file__)").strip())
+    assert where.is_relative_to(installed.parent.parent)
+    assert not list(empty.iterdir())
+    out = tmp_path / "out.ipynb"
+    call("-m", "tpgm.cli", "run", path.stem, "-p", "profile", "smoke", "--out", str(out), "--quiet")
+    for cell in code_cells(nbformat.read(out, as_version=4)):
         warned = [output.text for output in cell.outputs if output.get("name") == "stderr"]
         assert not warned, warned

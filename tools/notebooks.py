@@ -39,8 +39,22 @@ def colab_cell(url: str) -> str:
         "from importlib.util import find_spec\n"
         "\n"
         'if find_spec("tpgm") is None:\n'
-        f'    %pip install -q "tpgm[notebooks] @ git+{url}"'
+        f'    %pip install -q "tpgm[notebooks] @ git+{url}"\n'
+        "\n"
+        "import sys\n"
+        "\n"
+        'if "google.colab" in sys.modules:\n'
+        "    from tpgm.notebook import hardware\n"
+        "\n"
+        "    print(hardware())"
     )
+
+
+def typed(source: str) -> str:
+    """A cell of parameters with ``name = value  # type: meaning`` rewritten as ``name: type = value  # meaning``,
+    which papermill's help understands."""
+    kinds = "str|int|float|bool|list|dict"
+    return re.sub(rf"^(\w+) = (.*?)  # ({kinds}): ", r"\1: \3 = \2  # ", source, flags=re.MULTILINE)
 
 
 def colab_link(url: str, branch: str, path: str) -> str:
@@ -58,6 +72,8 @@ def normalised(notebook: Any, url: str) -> Any:
         notebook.cells.insert(1, colab)
     colab.source, colab.metadata = colab_cell(url), nbformat.from_dict({"tags": ["remove-cell", "colab"]})
     for number, cell in enumerate(notebook.cells):
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = typed(cell.source)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         cell.setdefault("id", f"cell-{number}")

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpgm.batch import commands as batch_commands
+from tpgm.data import commands as data_commands
+
 if TYPE_CHECKING:
     from tpgm.data import DataSplits
 
@@ -18,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt as stop:
         print(f"\ntpgm: {stop or 'interrupted'}", file=sys.stderr)
         return 130
@@ -27,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"tpgm: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
     recipe.add_argument("--quiet", action="store_true", help="no progress bars")
     recipe.set_defaults(run=_recipe)
+    data_commands.add(commands, debug)
+    batch_commands.add(commands, debug)
     return parser
 
 
