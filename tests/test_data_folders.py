@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trees import WNIDS, domainnet_tree, imagenet_tree, write_classes, write_image
 from tpgm.data import DataSplits, ImageArray, ImageFiles, domainnet, image_folder, imagenet, resize_and_crop
 from tpgm.data.splits import FRACTIONS, hold_out, label_fraction, shuffled
-
-
-def write_image(path: Path, shade: int = 100, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, shade if mode in ("L", "I;16") else (shade,) * len(mode)).save(path)
-
-
-def write_classes(folder: Path, classes: Iterable[str], count: int) -> None:
-    for name in classes:
-        for k in range(count):
-            write_image(folder / name / f"{k:02d}.png", shade=k)
 
 
 def paths_of(data: Any) -> set[Path]:
@@ -192,22 +181,10 @@ def test_an_image_cut_off_within_is_named_when_read(tmp_path: Path) -> None:
 
 # --- DomainNet
 
-DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-
 
 @pytest.fixture
 def domainnet_root(tmp_path: Path) -> Path:
-    """Three classes, 20 training and 3 test images a class and domain, in the official layout."""
-    for domain in DOMAINS:
-        for part, count in {"train": 20, "test": 3}.items():
-            lines = []
-            for label, name in enumerate(["aircraft_carrier", "airplane", "alarm clock"]):
-                for k in range(count):
-                    relative = f"{domain}/{name}/{domain}_{label:03d}_{part}{k:06d}.jpg"
-                    write_image(tmp_path / relative)
-                    lines.append(f"{relative} {label}")
-            (tmp_path / f"{domain}_{part}.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path
+    return domainnet_tree(tmp_path)
 
 
 def test_domainnet_follows_the_official_lists(domainnet_root: Path) -> None:
@@ -278,19 +255,10 @@ def test_domainnet_names_the_bad_line(domainnet_root: Path, line: str, words: st
 
 # --- ImageNet
 
-WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]
-
 
 @pytest.fixture
 def imagenet_root(tmp_path: Path) -> Path:
-    write_classes(tmp_path / "train", WNIDS[::-1], 10)
-    write_classes(tmp_path / "val", WNIDS, 2)
-    write_classes(tmp_path / "imagenetv2-matched-frequency-format-val", map(str, range(4)), 2)
-    write_classes(tmp_path / "imagenet-a", WNIDS[1:3], 3)
-    write_classes(tmp_path / "imagenet-r", WNIDS[::2], 3)
-    write_classes(tmp_path / "sketch", WNIDS, 1)
-    (tmp_path / "imagenet-r" / "README.txt").write_text("as in the official archive")
-    return tmp_path
+    return imagenet_tree(tmp_path)
 
 
 def test_imagenet_labels_are_the_sorted_wnids(imagenet_root: Path) -> None:

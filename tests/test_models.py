@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tpgm
+from tests.trees import moco_layout, spread
 from tpgm.batches import Preparation
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
 from tpgm.models.checkpoints import from_clip_resnet
+from tpgm.models.clip import prompts, spoken
 from tpgm.models.loading import _at_size
 from tpgm.names import aliases, matches
 
@@ -37,15 +39,6 @@ def tiny_resnet(classes: int) -> nn.Module:
     from timm.models.resnet import Bottleneck, ResNet
 
     return ResNet(Bottleneck, (1, 1, 1, 1), num_classes=classes, channels=(4, 4, 8, 8))
-
-
-def spread(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors with statistics and scales that no initialisation has."""
-    generator = torch.Generator().manual_seed(7)
-    return {
-        n: t + torch.rand(t.shape, generator=generator) if t.is_floating_point() else t
-        for n, t in model.state_dict().items()
-    }
 
 
 def assert_fits_tpgm(found: Pretrained, classes: int) -> None:
@@ -192,18 +185,8 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
 # --- checkpoints of others
 
 
-def moco_layout(model: nn.Module) -> dict[str, Any]:
-    """The keys of MoCo-v3's published files around a ResNet's tensors."""
-    backbone = {n: t for n, t in spread(model).items() if not n.startswith("fc.")}
-    extra = {"fc.0.weight": torch.zeros(4, 4), "fc.4.running_mean": torch.zeros(4)}
-    base = {f"module.base_encoder.{n}": t for n, t in {**backbone, **extra}.items()}
-    momentum = {f"module.momentum_encoder.{n}": t + 1 for n, t in {**backbone, **extra}.items()}
-    state = {**base, **momentum, "module.predictor.0.weight": torch.zeros(4, 4)}
-    return {"epoch": 1000, "arch": "resnet50", "state_dict": state, "optimizer": {"param_groups": [{"lr": 0.1}]}}
-
-
 def test_moco_checkpoint_gives_the_base_encoder(tmp_path: Path) -> None:
-    checkpoint = moco_layout(tiny_resnet(2))
+    checkpoint = moco_layout(spread(tiny_resnet(2)))
     torch.save(checkpoint, tmp_path / "moco.pth.tar")
     found = load(tmp_path / "moco.pth.tar", 5, architecture=tiny_resnet(5))
     assert_fits_tpgm(found, 5)
@@ -214,7 +197,7 @@ def test_moco_checkpoint_gives_the_base_encoder(tmp_path: Path) -> None:
 
 
 def test_moco_checkpoint_goes_into_torchvisions_resnet50_by_default(tmp_path: Path) -> None:
-    torch.save(moco_layout(tiny_resnet(2)), tmp_path / "moco.pth.tar")
+    torch.save(moco_layout(spread(tiny_resnet(2))), tmp_path / "moco.pth.tar")
     with pytest.raises(ValueError, match=r"do not fit ResNet\n.*\n  layer1\.1\.conv1\.weight \(64, 256, 1, 1\)"):
         load(tmp_path / "moco.pth.tar", 5)
 
@@ -443,6 +426,44 @@ def test_open_clip_zero_shot_head_gives_clips_own_logits(clip: Any) -> None:
     assert found.class_names == names
     with pytest.raises(ValueError, match="class name"):
         load("open_clip/ViT-B-16/openai", class_names=names, templates=("a photo",))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_with_both_towers_gives_the_zero_shot_head(suffix: str, clip: Any, tmp_path: Path) -> None:
+    import open_clip
+
+    names, path, images = ("cat", "fire truck"), tmp_path / f"ViT-B-16{suffix}", torch.randn(3, 3, 16, 16)
+    state = {n: t * 0.5 for n, t in spread(clip).items()}
+    about = {"input_resolution": torch.tensor(16), "context_length": torch.tensor(77), "vocab_size": torch.tensor(9)}
+    if suffix == ".pt":
+        torch.save({n: t.half() if t.ndim > 1 else t for n, t in {**state, **about}.items()}, path)
+        state = {n: t.half().float() if t.ndim > 1 else t for n, t in state.items()}
+    else:
+        safetensors_torch.save_file(state, path)
+    found = load(path, class_names=names, architecture="open_clip/ViT-B-16-quickgelu")
+    clip.load_state_dict(state)
+    with torch.no_grad():
+        text = clip.encode_text(open_clip.get_tokenizer("ViT-B-16")([f"a photo of a {n}." for n in names]), True)
+        expected = clip.logit_scale.exp() * clip.encode_image(images, normalize=True) @ text.T
+        torch.testing.assert_close(found.model(images), expected, rtol=1e-4, atol=1e-4)
+    assert found.exclude == ()
+    assert_fits_tpgm(load(path, 4, architecture="open_clip/ViT-B-16-quickgelu"), 4)
+    with pytest.raises(ValueError, match="class_names"):
+        load(path, architecture="open_clip/ViT-B-16-quickgelu")
+    state.pop("text_projection" if suffix == ".pt" else "visual.proj")
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"part\.pt"):
+        load(tmp_path / "part.pt", class_names=names, architecture="open_clip/ViT-B-16-quickgelu")
+
+
+def test_prompts_and_names_for_imagenet() -> None:
+    pytest.importorskip("open_clip")
+    assert len(prompts("imagenet")) == 80
+    assert all(template.count("{}") == 1 for template in prompts("imagenet"))
+    with pytest.raises(ValueError, match="photo or imagenet"):
+        prompts("many")
+    assert spoken(["n01443537", "n01440764"]) == ("goldfish", "tench")
+    assert spoken(["n01443537", "dog"]) == ("n01443537", "dog")
 
 
 def test_open_clip_linear_head(clip: Any, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Robust fine-tuning in PyTorch: trainable projected gradients (TPGM), its relatives and the baselines."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpgm.constraint import TPGM
 from tpgm.interpolation import interpolate
 from tpgm.projection import project
 
-__all__ = ["TPGM", "finetune", "interpolate", "project"]
+if TYPE_CHECKING:
+    from tpgm.summary import report
+    from tpgm.training import finetune
+
+__all__ = ["TPGM", "finetune", "interpolate", "project", "report"]
 __version__ = "0.1.0"
 
 
@@ -16,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from tpgm.training import finetune
 
         return finetune
+    if name == "report":
+        from tpgm.summary import report
+
+        return report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tpgm.names import aliases, canonical, matches, unwrap
 
-Anchor = nn.Module | Mapping[str, Tensor]
+Anchor = nn.Module | Mapping[str, Tensor] | Literal["zero"]
 
 
 def _listing(lines: Sequence[str], limit: int = 5) -> str:
@@ -17,13 +18,18 @@ def _listing(lines: Sequence[str], limit: int = 5) -> str:
     return "".join(f"\n  {line}" for line in lines[:limit]) + more
 
 
-def anchor_tensors(anchor: Anchor, model: nn.Module | None = None) -> dict[str, Tensor]:
+def zero(like: Tensor) -> Tensor:
+    """An anchor at 0 in the shape, dtype and device of `like` that takes the memory of one number."""
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
+
+
+def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
     """An anchor's tensors by canonical name; the ``module.`` prefix of a data-parallel checkpoint is dropped unless
     `model` has such names itself."""
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
     elif not isinstance(anchor, Mapping):
-        raise TypeError(f"anchor must be a module or a state dict, got {type(anchor).__name__}")
+        raise TypeError(f"anchor must be a module, a state dict or 'zero', got {anchor!r:.80}")
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
     if named and not own and all(name.startswith("module.") for name in named):
@@ -32,7 +38,7 @@ def anchor_tensors(anchor: Anchor, model: nn.Module | None = None) -> dict[str, 
 
 
 def match_anchor(
-    model: nn.Module, anchor: Anchor, names: Iterable[str], exclude: Sequence[str] = ()
+    model: nn.Module, anchor: nn.Module | Mapping[str, Tensor], names: Iterable[str], exclude: Sequence[str] = ()
 ) -> dict[str, Tensor]:
     """The anchor's tensors for the parameters `names`, as they are (neither copied nor converted).
 

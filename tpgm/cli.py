@@ -108,6 +108,22 @@ def _parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
     methods.set_defaults(run=_methods)
+
+    recipe = commands.add_parser(
+        "recipe",
+        parents=[debug],
+        help="run a full-scale recipe (DomainNet, ImageNet) and show it beside the published accuracies",
+        epilog="Example: tpgm recipe domainnet-clip-rn50 --root data/domainnet --checkpoint RN50.pt --out rows.jsonl",
+    )
+    recipe.add_argument("recipe", help="a name of tpgm.recipes.RECIPES")
+    recipe.add_argument("--root", type=Path, required=True, help="folder of the data's official layout")
+    recipe.add_argument("--checkpoint", required=True, help="file of the recipe's weights")
+    recipe.add_argument("--out", type=Path, required=True, help="file of JSON lines; what it has is not run again")
+    recipe.add_argument("--method", action="append", default=[], help="these methods only")
+    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
+    recipe.add_argument("--quiet", action="store_true", help="no progress bars")
+    recipe.set_defaults(run=_recipe)
     data_commands.add(commands, debug)
     batch_commands.add(commands, debug)
     return parser
@@ -208,6 +224,23 @@ def _methods(args: argparse.Namespace) -> None:
         return
     for name, (default, about) in options(args.method).items():
         print(f"{name:16s} {default!s:8s} {about}")
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    from tpgm.experiment import read
+    from tpgm.recipes import run_recipe, table
+
+    run_recipe(
+        args.recipe,
+        args.root,
+        args.checkpoint,
+        out=args.out,
+        seed=args.seed,
+        dry_run=args.dry_run,
+        methods=args.method,
+        progress=not args.quiet,
+    )
+    print(f"\n{table(args.recipe, read(args.out))}\n\nrows: {args.out}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tpgm.anchor import Anchor, anchor_tensors, match_anchor
+from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
 
@@ -34,12 +34,13 @@ class TPGM:
 
     model: any ``nn.Module``; pass the DistributedDataParallel wrapper itself so that radius gradients are averaged over
     its processes. anchor: module or state dict with the pre-trained weights, copied; by default the weights `model` has
-    now. norm: "mars" (L1 norm of each row) or "l2" (Euclidean norm of the tensor). exclude: fnmatch patterns of
-    parameter names left unconstrained (a new head). lr: step size of Adam on the radii (``.optimizer`` is that Adam),
-    in the unit of the norm. penalty: μ ≥ 0 of the term ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the
-    term ``λ Σ |α_l − α_{l+1}|`` over neighbouring tensors of a group, α_l being the mean ratio of tensor l over its
-    rows. (The exact forms of both terms are this project's reading of the paper.) groups: sequences of fnmatch
-    patterns, one a group; by default blocks found from the parameter names.
+    now; "zero" for adapters whose update starts at 0, kept without a copy. norm: "mars" (L1 norm of each row) or "l2"
+    (Euclidean norm of the tensor). exclude: fnmatch patterns of parameter names left unconstrained (a new head). lr:
+    step size of Adam on the radii (``.optimizer`` is that Adam), in the unit of the norm. penalty: μ ≥ 0 of the term
+    ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the term ``λ Σ |α_l − α_{l+1}|`` over neighbouring tensors
+    of a group, α_l being the mean ratio of tensor l over its rows. (The exact forms of both terms are this project's
+    reading of the paper.) groups: sequences of fnmatch patterns, one a group; by default blocks found from the
+    parameter names.
 
     unit and start are this project's additions; the defaults are the published algorithm. unit: what `lr` is measured
     in. "norm": every radius moves by about lr an update, whatever its tensor's size. "weight": by about lr for each
@@ -80,7 +81,7 @@ class TPGM:
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
         self.unit, self.start = unit, start
         parameters = aliases(model)
-        given = anchor_tensors(model if anchor is None else anchor, model)
+        given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
         for pattern in exclude:
             require_match(pattern, [*parameters, *given], "exclude")
         excluded = {id(p) for name, p in parameters.items() if matches(name, exclude)}
@@ -97,9 +98,13 @@ class TPGM:
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
-        found = match_anchor(model, given, self._params, exclude)
-        # laid out as the parameter is: arithmetic between two memory formats is slow
-        self._anchor = {name: torch.empty_like(p.data).copy_(found[name].detach()) for name, p in self._params.items()}
+        self._zero = anchor == "zero"
+        if self._zero:
+            self._anchor = {name: zero(p.detach()) for name, p in self._params.items()}
+        else:
+            found = match_anchor(model, given, self._params, exclude)
+            # laid out as the parameter is: arithmetic between two memory formats is slow
+            self._anchor = {n: torch.empty_like(p.data).copy_(found[n].detach()) for n, p in self._params.items()}
         self._pairs = self._neighbours(groups)
 
         first = next(iter(self._params.values()))
@@ -288,7 +293,7 @@ class TPGM:
         self._refuse_while_swapped("measuring the displacement")
         for name, p in self._params.items():
             if (self._anchor[name].device, self._anchor[name].dtype) != (p.device, p.dtype):
-                self._anchor[name] = self._anchor[name].to(p)  # the model was moved since
+                self._anchor[name] = zero(p) if self._zero else self._anchor[name].to(p)  # the model was moved since
         return [
             row_norms(upcast(p) - upcast(a), self.norm)
             for p, a in zip(self._params.values(), self._anchor.values(), strict=True)

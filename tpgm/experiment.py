@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -31,6 +31,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "label": ("", "what tables call this variant; by default the method"),
     "model": ("icons-resnet", "what tpgm.models.load knows"),
     "checkpoint_of": ("", "architecture that a model given as a file goes into, such as timm/resnet50"),
+    "head": ("new", "new, or zero-shot: the classifier that a CLIP's text tower makes of the class names, kept"),
+    "templates": ("photo", "texts of the zero-shot head: photo (one) or imagenet (the 80 of CLIP's evaluation)"),
     "data": ("icons", "icons, icons:STYLE, domainnet, domainnet:DOMAIN, imagenet, or a folder of class folders"),
     "root": ("", "folder of DomainNet's or ImageNet's official layout"),
     "ood": ({}, "for a folder: name -> folder of an OOD test"),
@@ -67,6 +69,9 @@ def resolve(config: Mapping[str, Any]) -> Config:
     for key in ("size", "train_per_class", "val_per_class", "seed", "data_seed"):
         if full[key] < (1 if key == "size" else 0):
             raise ValueError(f"{key} must be at least {int(key == 'size')}, got {full[key]}")
+    for key, choices in (("head", ("new", "zero-shot")), ("templates", ("photo", "imagenet"))):
+        if full[key] not in choices:
+            raise ValueError(f"{key} must be one of {', '.join(choices)}, got {full[key]!r}")
     if "seed" in full["settings"]:
         raise ValueError("give the seed as the configuration's 'seed', not among the settings")
     settings = methods.resolve(full["method"], {**full["settings"], "seed": full["seed"]})
@@ -123,11 +128,12 @@ def run(
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
     torch.manual_seed(full["seed"])
     start = models.load(
-        full["model"],
-        len(data.class_names),
-        size=full["size"],
-        architecture=full["checkpoint_of"] or None,
+        full["model"], size=full["size"], architecture=full["checkpoint_of"] or None, **_head(full, data.class_names)
     )
+    if full["head"] == "zero-shot" and start.exclude:
+        raise ValueError(
+            f"{full['model']} has no text tower, from which a zero-shot head could come: head must be 'new'"
+        )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     result = finetune(start, data, full["method"], out=out, progress=progress, store=store, seed=full["seed"], **given)
@@ -150,6 +156,15 @@ def run(
         "peak_memory_mb": peak_memory_mb(),
         **provenance(),
     }
+
+
+def _head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `tpgm.models.load` that say which head is wanted."""
+    if config["head"] == "new":
+        return {"num_classes": len(class_names)}
+    from tpgm.models.clip import prompts, spoken
+
+    return {"class_names": spoken(class_names), "templates": prompts(config["templates"])}
 
 
 def splits(config: Mapping[str, Any], *, progress: bool = False) -> DataSplits:

@@ -54,17 +54,22 @@ def require_match(pattern: str, names: Iterable[str], argument: str) -> None:
         raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
 
 
-def default_groups(names: Iterable[str]) -> list[list[str]]:
-    """Blocks found from module names: names that agree up to their first number form a group, in their order.
+def blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by block, found from module names: those that agree up to their first number, in their order.
 
-    ``layer1.0.conv1.weight`` and ``layer1.0.bn1.bias`` share the group ``layer1.0``; ``blocks.3.attn.qkv.weight`` is in
-    ``blocks.3``; a name without a number is grouped by its first component; the numbered members of a bare
-    ``nn.Sequential`` form one group.
+    ``layer1.0.conv1.weight`` and ``layer1.0.bn1.bias`` are in the block ``layer1.0``; ``blocks.3.attn.qkv.weight`` in
+    ``blocks.3``; a name without a number is in the block of its first component; the numbered members of a bare
+    ``nn.Sequential`` form one block, whose name is empty.
     """
-    groups: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")[:-1]
         first = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         key = ".".join(parts[: first + 1] if first else parts[:1] if first is None else [])
-        groups.setdefault(key, []).append(name)
-    return list(groups.values())
+        found.setdefault(key, []).append(name)
+    return found
+
+
+def default_groups(names: Iterable[str]) -> list[list[str]]:
+    """The members of each of `blocks`."""
+    return list(blocks(names).values())

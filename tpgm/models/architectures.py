@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,5 +145,15 @@ def _open_clip_tower(name: str, classes: int, unit: bool = False, size: int | No
     open_clip = need("open_clip", "clip")
     if name not in open_clip.list_models():
         raise unknown("open_clip model", name, open_clip.list_models())
-    clip = open_clip.create_model(name, force_image_size=size)
+    clip = open_clip_model(name, size)
     return Tower(clip.visual, clip.visual.output_dim, classes, unit)
+
+
+def open_clip_model(name: str, size: int | None) -> Any:
+    """Both towers with random weights. That they are random is no news here: others are put in at once."""
+    open_clip, before = need("open_clip", "clip"), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, force_image_size=size)
+    finally:
+        logging.disable(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tpgm.anchor import anchor_tensors
 from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, Tower, need
+from tpgm.models.clip import clip_from_tensors, is_clip
 from tpgm.models.pretrained import Pretrained, filled
 from tpgm.models.storage import KEY, restored
 
@@ -26,12 +27,19 @@ def load_checkpoint(
     architecture: Architecture | nn.Module | None,
     *,
     name: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    templates: Sequence[str] = (),
+    size: int | None = None,
 ) -> Pretrained:
-    """A model from a file; see ``tpgm.models.load``."""
+    """A model from a file; see ``tpgm.models.load``. The last three are for a CLIP with its text tower."""
     tensors, about = read_tensors(path)
     if about is not None:
         return restored(path, tensors, about, num_classes, architecture, name=name)
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in anchor_tensors(tensors).items()}
+    kind = architecture.name if isinstance(architecture, Architecture) else ""
+    if kind.startswith("open_clip/") and is_clip(tensors):
+        kind = kind.removeprefix("open_clip/")
+        return clip_from_tensors(str(path), kind, tensors, num_classes, class_names, templates, size)
     if is_moco(tensors):
         architecture = architecture or Architecture("torchvision/resnet50")
         return filled(str(path), architecture, from_moco(tensors), num_classes)

@@ -33,7 +33,8 @@ def load(
     name: one that needs no network, "efficientnet-lite0" (ImageNet weights from a package of their own),
     "icons-resnet" or "icons-vit" (64 pixels, pre-trained by this project on the upstream icons); "timm/…",
     "torchvision/…", "open_clip/ARCHITECTURE/WEIGHTS", fetched when used first; or a file: what `save` wrote, or a
-    checkpoint (.safetensors, or .pth, whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`.
+    checkpoint (.safetensors, or .pth, whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`; a
+    CLIP with both towers goes into "open_clip/ARCHITECTURE".
 
     num_classes: of a new head with random weights, drawn from torch's global generator; None keeps the head there is,
     which then belongs to the anchor. class_names: kept along; with open_clip and no num_classes, the head is the
@@ -49,10 +50,11 @@ def load(
     names = None if class_names is None else tuple(class_names)
     text = str(name)
     source, _, rest = text.partition("/")
-    if names is not None and num_classes is None and source != "open_clip":
-        num_classes = len(names)
     if isinstance(architecture, str):
         architecture = Architecture(architecture)
+    into_clip = isinstance(architecture, Architecture) and architecture.name.startswith("open_clip/")
+    if names is not None and num_classes is None and source != "open_clip" and not into_clip:
+        num_classes = len(names)
     if isinstance(name, str) and source == "timm":
         found = load_timm(rest, num_classes, size)
     elif isinstance(name, str) and source == "torchvision":
@@ -64,7 +66,9 @@ def load(
     elif text in OFFLINE:
         found = _shipped(text, num_classes)
     elif isinstance(name, Path) or Path(name).suffix in SUFFIXES or Path(name).is_file():
-        found = load_checkpoint(Path(name), num_classes, architecture)
+        found = load_checkpoint(
+            Path(name), num_classes, architecture, class_names=names, templates=templates, size=size
+        )
     else:
         raise unknown("model", text, [*OFFLINE, *(f"timm/{m}" for m in need("timm").list_models())])
     if names is not None:

@@ -75,15 +75,19 @@ def regret_bars(regret: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.plot(means, y, "|", color="black", ms=14, mew=2, label="mean of the regimes")
         axes.set_yticks(y, order)
         axes.set(xlabel="OOD regret (points of accuracy; less is better)")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3)
         axes.grid(axis="y", visible=False)
         plt.close(figure)
     return figure
 
 
 def ratios_by_depth(panels: Mapping[str, Sequence[Row]]) -> Figure:
-    """Mean ratio over seeds of every constrained tensor, from input to output, by kind of layer; a panel for each
-    name."""
+    """Mean ratio over seeds of every constrained tensor, from input to output, by kind of layer; a panel for each name.
+
+    Raises ValueError for no panels.
+    """
+    if not panels:
+        raise ValueError("no rows with ratios to draw")
     kinds = list(dict.fromkeys(k for rows in panels.values() for k in rows[0]["kinds"].values()))
     with book_style():
         count = len(panels)

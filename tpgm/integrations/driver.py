@@ -1,0 +1,106 @@
+"""What every integration does after an optimizer step, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tpgm.anchor import Anchor
+from tpgm.batches import derive, index_batches
+from tpgm.constraint import TPGM
+from tpgm.names import blocks
+
+Log = Literal["blocks", "tensors", "nothing"]
+
+
+class Batches:
+    """Validation batches as a pure function of their number, so that a resumed run sees the same ones.
+
+    dataset: has a length and is indexed by position; collate: makes a batch of a list of its items. Random numbers
+    drawn meanwhile (a collator that masks tokens) come from the seed and leave the run's own untouched.
+    Raises TypeError for a dataset without length or index, ValueError for an empty one.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], batch_size: int, seed: int) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"validation data must have a length and be indexed by position, got {type(dataset).__name__}; "
+                "from a stream or a loader make a function without arguments that returns the loss"
+            )
+        if not len(dataset):
+            raise ValueError("the validation data are empty")
+        self.dataset, self.collate, self.batch_size, self.seed = dataset, collate, batch_size, seed
+
+    def __call__(self, number: int, process: int = 0) -> Any:
+        """Batch `number` of one of several processes, each of which has its own order."""
+        seed = derive(self.seed, "val", process)
+        index = next(index_batches(len(self.dataset), self.batch_size, seed, number))
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=device):
+            torch.manual_seed(derive(seed, number))
+            return self.collate([self.dataset[i] for i in index])
+
+
+class Driver:
+    """Counts optimizer steps, updates the radii every so many of them and projects after each."""
+
+    def __init__(self, every: int, updates: int, log: Log, settings: Mapping[str, Any]) -> None:
+        for what, value in (("every", every), ("updates", updates)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
+        if log not in get_args(Log):
+            raise ValueError(f"log must be one of {', '.join(map(repr, get_args(Log)))}, got {log!r}")
+        self.every, self.updates, self.log, self.settings = every, updates, log, dict(settings)
+        self.constraint: TPGM | None = None
+        self.steps = self.updated = 0
+        self.saved: Mapping[str, Any] | None = None
+        self._loss: Callable[[int], Tensor] | None = None
+
+    def start(self, model: nn.Module, anchor: Anchor, loss: Callable[[int], Tensor]) -> None:
+        """Build the constraint, or take up the one that was saved. loss: of validation batch number so-and-so."""
+        self.constraint = TPGM(model, **{"anchor": anchor, **self.settings})
+        self._loss, self.steps, self.updated = loss, 0, 0
+        if self.saved is not None:
+            saved, self.saved = self.saved, None
+            self.constraint.load_state_dict(saved["constraint"])
+            self.steps, self.updated = saved["steps"], saved["updated"]
+
+    def after_step(self) -> None:
+        """To be called once after every step of the optimizer."""
+        constraint, loss = self.constraint, self._loss
+        assert constraint is not None
+        assert loss is not None
+        self.steps += 1
+        if self.steps % self.every == 0:
+            for _ in range(self.updates):
+                number = self.updated
+                constraint.update(lambda number=number: loss(number))  # type: ignore[misc]
+                self.updated += 1
+        if self.updated:
+            constraint.project_()
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers, numbers and tensors: the constraint's state and how far it is."""
+        assert self.constraint is not None
+        return {"constraint": self.constraint.state_dict(), "steps": self.steps, "updated": self.updated}
+
+    def metrics(self) -> dict[str, float]:
+        """Mean ratio over all tensors, and by block or tensor as asked for; nothing before the first update."""
+        if self.constraint is None or not self.updated or self.log == "nothing":
+            return {}
+        ratios = self.constraint.ratios()
+        found = {"tpgm/ratio": sum(ratios.values()) / len(ratios)}
+        if self.log == "tensors":
+            return found | {f"tpgm/ratio/{name}": ratio for name, ratio in ratios.items()}
+        for block, names in blocks(ratios).items():
+            found[f"tpgm/ratio/{block or 'model'}"] = sum(ratios[name] for name in names) / len(names)
+        return found
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """The model's trainable parameters of this moment, by name: the anchor unless the user gives one."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: p.detach().clone() for name, p in named if p.requires_grad}
