@@ -6,11 +6,12 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 
 def derive(seed: int, *what: str | int) -> int:
@@ -40,7 +41,7 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 
 
 def read(
-    data: Dataset, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
+    data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images, labels) for each batch of indices; images of files are read by `workers` processes."""
     if hasattr(data, "images"):
@@ -48,7 +49,7 @@ def read(
             yield data.images[index], data.labels[index]
         return
     generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
-    yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)  # type: ignore[arg-type]
+    yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
 
 
 @dataclass(frozen=True)

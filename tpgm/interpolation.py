@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tpgm.anchor import Anchor, anchor_tensors, match_anchor
+from tpgm.anchor import anchor_tensors, match_anchor
 from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def interpolate(model: Model, anchor: Anchor, alpha: float, *, exclude: Sequence[str] = ()) -> Model:
+def interpolate(
+    model: Model, anchor: nn.Module | Mapping[str, Tensor], alpha: float, *, exclude: Sequence[str] = ()
+) -> Model:
     """WiSE-FT (arXiv 2109.01903): a copy of the model with weights ``θ⁰ + α (θ − θ⁰)``; the model stays untouched.
 
     anchor: module or state dict with the pre-trained weights θ⁰. alpha: 0 gives the anchor, 1 the model; values

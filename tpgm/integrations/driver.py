@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -38,7 +39,7 @@ class Batches:
         """Batch `number` of one of several processes, each of which has its own order."""
         seed = derive(self.seed, "val", process)
         index = next(index_batches(len(self.dataset), self.batch_size, seed, number))
-        device = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=device):
             torch.manual_seed(derive(seed, number))
             return self.collate([self.dataset[i] for i in index])
@@ -77,7 +78,7 @@ class Driver:
         if self.steps % self.every == 0:
             for _ in range(self.updates):
                 number = self.updated
-                constraint.update(lambda number=number: loss(number))  # type: ignore[misc]
+                constraint.update(partial(loss, number))
                 self.updated += 1
         if self.updated:
             constraint.project_()

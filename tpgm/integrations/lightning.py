@@ -96,7 +96,7 @@ class TPGMCallback(Callback):
             return  # gradients are still being accumulated
         self._seen = trainer.global_step
         self.driver.after_step()
-        if trainer.loggers and self.driver.steps % trainer.log_every_n_steps == 0:
+        if trainer.loggers and self.driver.steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(self.driver.metrics(), step=trainer.global_step)
 

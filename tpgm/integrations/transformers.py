@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class TPGMCallback(TrainerCallback, ExportableState):
         self._own_loss = validation if own else None
         if not own:
             Batches(validation, list, 1, 0)  # complain now rather than when training begins
-        self._data, self._batch_size = validation, batch_size
+        self._data: Any = validation
+        self._batch_size = batch_size
 
     @property
     def constraint(self) -> Any:
@@ -89,8 +90,8 @@ class TPGMCallback(TrainerCallback, ExportableState):
         def loss(number: int) -> Tensor:
             batch = send_to_device(batches(number, trainer.args.process_index), trainer.args.device)
             with trainer.compute_loss_context_manager():
-                found: Tensor = trainer.compute_loss(trainer.model_wrapped, batch)
-            return found
+                found: Any = trainer.compute_loss(trainer.model_wrapped, batch)
+            return cast("Tensor", found)
 
         return loss
 
@@ -98,7 +99,8 @@ class TPGMCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step:
-            kept = state.stateful_callbacks.get(type(self).__name__)
+            states: Any = state.stateful_callbacks  # a mapping of names, whatever its annotation says
+            kept = states.get(type(self).__name__)
             text = kept["attributes"].get("saved") if isinstance(kept, dict) else None
             if text is None:
                 raise ValueError(

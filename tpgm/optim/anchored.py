@@ -84,7 +84,9 @@ class AnchoredOptimizer(Optimizer):
                 for p in members:
                     alike.setdefault((p.device, p.dtype), []).append(p)
                 for params in alike.values():
-                    self._update(group, params, [p.grad for p in params], [self.state[p] for p in params])
+                    self._update(
+                        group, params, [g for p in params if (g := p.grad) is not None], [self.state[p] for p in params]
+                    )
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

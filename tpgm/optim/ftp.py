@@ -90,7 +90,7 @@ def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], 
     store(states, "radius", radii)
 
     ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
-    for p, s, ratio in zip(params, states, ratios.split(counts), strict=True):
+    for p, s, ratio in zip(params, states, torch.split(ratios, counts), strict=True):
         rescale_(p, s["anchor"], ratio.view(ratio.shape[: p.dim()] + (1,) * (p.dim() - 1)))
 
 

@@ -15,7 +15,7 @@ from tpgm.plots.style import CYCLE, book_style
 
 def kinds(model: nn.Module) -> dict[str, str]:
     """Each parameter's kind by name: "attention", "normalization", "convolution", "linear" or "other"."""
-    found = {}
+    found: dict[str, str] = {}
     for prefix, module in unwrap(model).named_modules():
         if isinstance(module, NORMALIZATIONS):
             kind = "normalization"
