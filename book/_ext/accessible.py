@@ -17,7 +17,7 @@ def _lines(found: re.Match[str]) -> str:
 
 
 def accessible(html: str) -> str:
-    """The page's body with signatures as plain lines and bibliography entries as the list items their list announces."""
+    """The page with signatures as plain lines and bibliography entries as the list items their list announces."""
     return _SIGNATURE.sub(_lines, html).replace('role="doc-biblioentry"', 'role="listitem"')
 
 
