@@ -10,10 +10,10 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test clean
+.PHONY: help env book test site-test clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 	@echo "Settings: PYTHON=python3.12 (interpreter), STRICT=1 (book: warnings are errors), PYTEST_ARGS='-k linear' (test)"
 
 env: $(STAMP)  ## create .venv with everything the book and the tests need
@@ -23,6 +23,9 @@ book: $(STAMP)  ## run every chapter, build the book, print its address
 
 test: $(STAMP)  ## run all tests, the chapters in small among them
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+site-test: $(STAMP)  ## walk the built book in headless Chromium (must be installed, with chromedriver)
+	TPGM_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py $(PYTEST_ARGS)
 
 clean:  ## remove the built book and caches; the environment stays
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

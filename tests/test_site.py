@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import os
 import re
 import shutil
 import threading
@@ -22,7 +23,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="no built book: make book")
-in_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+in_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER and os.environ.get("TPGM_BROWSER")),
+    reason="minutes in a browser: make site-test, which needs chromium and chromedriver",
+)
 
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
 # those that a reader reads; the others are indices that Sphinx makes

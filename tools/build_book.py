@@ -42,7 +42,8 @@ def fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
     """Changes when a run of the notebook could give something else."""
     digest = hashlib.sha256()
     digest.update(json.dumps([parameters, sys.version, [importlib.metadata.version(p) for p in PACKAGES]]).encode())
-    for path in [notebook, Path(__file__), *sorted((ROOT / "tpgm").rglob("*.py"))]:
+    rows = sorted((ROOT / "results").glob("*.jsonl"))
+    for path in [notebook, Path(__file__), *sorted((ROOT / "tpgm").rglob("*.py")), *rows]:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
