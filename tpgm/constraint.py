@@ -71,9 +71,13 @@ class TPGM:
         start: Start = "half-smallest",
     ) -> None:
         check_norm(norm)
-        for what, value, known in (("unit", unit, get_args(Unit)), ("start", start, get_args(Start))):
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(map(repr, known))}")
+        choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+            ("unit", unit, get_args(Unit)),
+            ("start", start, get_args(Start)),
+        )
+        for what, choice, known in choices:
+            if choice not in known:
+                raise ValueError(f"unknown {what} {choice!r}; choose one of {', '.join(map(repr, known))}")
         for what, value in (("lr", lr), ("penalty", penalty), ("tv", tv)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
