@@ -1,6 +1,6 @@
 """The protocol of the experiments as data: what is run, with which settings tried, and how one is chosen.
 
-Chapter 6b says it in words and was committed before the runs it governs.
+The chapter on the protocol says it in words and was committed before the runs it governs.
 """
 
 from __future__ import annotations

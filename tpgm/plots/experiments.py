@@ -50,6 +50,8 @@ def id_against_ood(
             for label, row in (rerun or {}).get(regime, {}).items():
                 own = look(label, labels) if label in labels else {"color": "black", "marker": "o"}
                 axes.plot(100 * row["id"], 100 * row["ood"], ls="", ms=9, mfc="none", mew=1.6, **own)
+            (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+            axes.set(xlim=(max(0, left), min(100, right)), ylim=(max(0, low), min(100, high)))
             axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=regime)
         handles, names = panels[0][0].get_legend_handles_labels()
         if rerun:
