@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,13 +69,32 @@ def connect(address: str | None, workers: int | None, threads: int | None) -> It
         return
     options, each = plan_workers(workers, threads)
     common = {"silence_logs": logging.CRITICAL, "death_timeout": 60, "memory_limit": None}
-    cluster = distributed.SpecCluster(
-        workers={i: {"cls": distributed.Nanny, "options": {**common, **o}} for i, o in enumerate(options)},
-        scheduler={
-            "cls": distributed.Scheduler,
-            "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None},
-        },
-        silence_logs=logging.CRITICAL,
-    )
+    with _interrupts_held_back():
+        cluster = distributed.SpecCluster(
+            workers={i: {"cls": distributed.Nanny, "options": {**common, **o}} for i, o in enumerate(options)},
+            scheduler={
+                "cls": distributed.Scheduler,
+                "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None},
+            },
+            silence_logs=logging.CRITICAL,
+        )
     with cluster, distributed.Client(cluster) as client:
         yield client, each, "resources" in options[0]
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Threads and processes begun in here never see Ctrl-C; this thread does afterwards.
+
+    A terminal sends it to every process of its group. The workers leave it to the sweep, which ends them, also those
+    that are started again later: they come from a thread begun in here.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let Ctrl-C through again if it had to start later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
