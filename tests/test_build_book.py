@@ -60,7 +60,7 @@ def test_failures_are_named_and_good_chapters_kept(small: Path) -> None:
     assert "ValueError: the theorem fails" in first.stderr
     assert "not built: bad.ipynb failed" in first.stderr
     executed = small / "_build" / "executed"
-    assert {path.name for path in executed.glob("*.ipynb")} == {"good.ipynb", "bad.part.ipynb"}
+    assert {path.name for path in executed.glob("*.ipynb")} == {"good.ipynb", "bad.part.failed.ipynb"}
     assert not (small / "_build" / "html").exists()
 
     write_toc(small, "good")

@@ -15,19 +15,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import mathjax
 import nbformat
-import papermill
 import plotly
 import yaml
 from tqdm.auto import tqdm
-from traitlets.config import Config
+
+from tpgm.batch.notebooks import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -50,22 +48,8 @@ def fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
 
 def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> float:
     """Run one notebook into `target` and return the seconds it took; `target` appears only after a good run."""
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as sockets:
-        # over TCP, the default, the kernel would talk in the clear to whoever listens
-        local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
-        beside = target.with_suffix(".part.ipynb")
-        papermill.execute_notebook(
-            notebook,
-            beside,
-            parameters,
-            cwd=empty,
-            kernel_name="python3",
-            progress_bar=False,
-            config=local,
-            # a kernel logs its own shutdown as an error; what fails in a cell is raised
-            extra_arguments=["--log-level=CRITICAL"],
-        )
+    beside = target.with_suffix(".part.ipynb")
+    seconds = run_notebook(notebook, beside, parameters)
     result = nbformat.read(beside, as_version=4)
     for cell in result.cells:
         tags = cell.metadata.get("tags", [])
@@ -75,7 +59,7 @@ def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> float:
     result.metadata.pop("papermill", None)
     nbformat.write(result, beside)
     beside.replace(target)
-    return time.perf_counter() - began
+    return seconds
 
 
 def execute_all(notebooks: list[Path], parameters: dict[str, Any]) -> list[str]:

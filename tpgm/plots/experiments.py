@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from tpgm.experiment import Row
-from tpgm.plots.style import CYCLE, ID_COLOR, OOD_COLOR, book_style
+from tpgm.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
 from tpgm.results import Summary, along_path
 
 MARKERS = "osD^vP*X<>hp"
@@ -27,14 +28,26 @@ def id_against_ood(
 ) -> Figure:
     """OOD over ID accuracy in per cent, a panel for each regime; bars are 95 % intervals over seeds.
 
-    rerun: regime -> label -> row made while the book was built, drawn hollow.
+    A method with less than half the best ID accuracy of its regime would squeeze the others into a corner: it is named
+    in the panel instead of drawn. rerun: regime -> label -> row made while the book was built, drawn hollow.
     """
     labels = list(dict.fromkeys(label for summaries in by_regime.values() for label in summaries))
+    handles: dict[str, Any] = {}
     with book_style():
         count = len(by_regime)
         figure, panels = plt.subplots(1, count, figsize=(4.6 * count, 4.9), squeeze=False)
         for axes, (regime, summaries) in zip(panels[0], by_regime.items(), strict=True):
+            least = max(s.of("id").value for s in summaries.values()) / 2
+            failed = {label: s for label, s in summaries.items() if s.of("id").value < least}
+            if failed:
+                text = ", ".join(
+                    f"{label} ({100 * s.of('id').value:.0f} / {100 * s.of('ood').value:.0f})"
+                    for label, s in failed.items()
+                )
+                axes.set_title(f"not drawn (ID / OOD): {text}", loc="right", size=8.5, color=ANCHOR_COLOR, y=-0.22)
             for label, s in summaries.items():
+                if label in failed:
+                    continue
                 i, o = s.of("id"), s.of("ood")
                 bars = {"xerr": 100 * i.half, "yerr": 100 * o.half} if not math.isnan(i.half) else {}
                 axes.errorbar(
@@ -53,11 +66,12 @@ def id_against_ood(
             (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
             axes.set(xlim=(max(0, left), min(100, right)), ylim=(max(0, low), min(100, high)))
             axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=regime)
-        handles, names = panels[0][0].get_legend_handles_labels()
+            handles |= {n: h for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
         if rerun:
-            handles.append(plt.Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
-            names.append("this build, shorter")
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, 2 * count), columnspacing=1.2)
+            handles["this build, shorter"] = plt.Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * count), columnspacing=1.2
+        )
         plt.close(figure)
     return figure
 
