@@ -26,6 +26,7 @@ BUDGET: dict[str, Any] = {
 }
 _RADII: dict[str, Any] = {"val_batch_size": 32, "norm": "mars"}
 _END: dict[str, Any] = {**_RADII, "updates": 100}
+_BATCH: dict[str, Any] = {"batchnorm": "train"}
 _WEIGHT: dict[str, Any] = {"unit": "weight", "start": "largest"}
 
 # regime: model; "upstream" has seen all styles (of other concepts), "imagenet" has not
@@ -53,6 +54,10 @@ TRIED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     # this project's variant: Adam's step on a radius is for each weight, and there is no constraint at first
     "tpgm-w": _of("tpgm", {**_RADII, **_WEIGHT}, "radius_lr", (1e-4, 3e-4, 1e-3)),
     "tpgm-end-w": _of("tpgm-end", {**_END, **_WEIGHT}, "radius_lr", (3e-5, 1e-4, 3e-4)),
+    # with batch statistics, added after vanilla-bn's search: higher learning rates, their middle as the common start
+    "lp-ft-bn": _of("lp-ft", _BATCH, "lr", (1e-3, 3e-3, 1e-2)),
+    "wise-ft-bn": _of("wise-ft", {**_BATCH, "lr": 3e-3}, "alpha", (0.25, 0.5, 0.75)),
+    "tpgm-end-bn": _of("tpgm-end", {**_END, **_BATCH, "lr": 3e-3}, "radius_lr", (1e-2, 1e-1, 1.0)),
     "ftp": _of("ftp", {}, "kappa", (1.0, 0.5, 0.0)),
     "spd": _of("spd", {}, "strength", (0.3, 1.0, 3.0)),
 }
