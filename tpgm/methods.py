@@ -88,6 +88,7 @@ METHODS: dict[str, Method] = {
             "every": (1, "training steps between projections; auto: as many as the radii's speed allows"),
             "tolerance": (0.25, "of every=auto: the share by which ratios may move between two updates"),
             "updates": (1, "projection updates before each projection"),
+            "begin": (0.0, "share of the training steps that are free, before the first projection update"),
         },
     ),
     "tpgm-end": Method(
@@ -128,7 +129,7 @@ _CHOICES = {
 }
 _WORDS = {"every": "auto"}  # which a number may be replaced with
 _AT_LEAST_ONE = ("epochs", "batch_size", "every", "updates", "val_batch_size")
-_AT_MOST_ONE = ("warmup", "kappa")
+_AT_MOST_ONE = ("warmup", "kappa", "begin")
 
 
 def options(method: str) -> dict[str, tuple[Any, str]]:
@@ -158,6 +159,8 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
         raise ValueError("partial needs train: patterns of the parameters to train, such as train=['layer4.*']")
     if settings.get("tolerance") == 0:
         raise ValueError("tolerance must be above 0: for an update at every step set every to 1")
+    if settings.get("begin") == 1:
+        raise ValueError("begin must be below 1: radii learned after all training steps are the method 'tpgm-end'")
     if method in ("spd", "digrap") and settings["optimizer"] != "adamw":
         raise ValueError(f"{method} is an Adam method: optimizer must be 'adamw'")
     return settings

@@ -310,6 +310,8 @@ class _Run:
         c = self.config
         if self.method == "mars-sp":
             project_fixed(self.net, self.anchor, c["radius"], c["norm"])
+        if self.method == "tpgm" and step + 1 <= c["begin"] * self.per_epoch * c["epochs"]:
+            return  # the weights leave their anchor first, so that there is a displacement to judge
         if self.schedule is not None:
             self._after_scheduled_step(net, step)
         elif self.method == "tpgm" and (step + 1) % c["every"] == 0:
