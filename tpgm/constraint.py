@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
+from tpgm.gradients import REENTRANT, hides_gradients
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
 from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, own_pass, part, reshard
@@ -190,14 +191,14 @@ class TPGM:
     def update(self, closure: Callable[[], Tensor]) -> float:
         """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
 
-        closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a
-        gradient; it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in
-        float16. Activation checkpointing must be of the non-reentrant kind. While the closure runs, the model's
-        parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients, modes and
-        buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm] before use.
-        Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or ValueError if the
-        loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights are then as
-        before the call. On several processes all must call it, as also `project_` and `projected`.
+        closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a gradient;
+        it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in float16.
+        Activation checkpointing must be of the non-reentrant kind (``use_reentrant=False``). While the closure runs,
+        the model's parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients,
+        modes and buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm]
+        before use. Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
+        ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
+        are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
         norms = self._measure()
         radii = self._clipped(norms, start=True)
@@ -387,18 +388,23 @@ class TPGM:
                 raise ValueError(
                     "closure returned a loss without gradient: compute it with the model, not under no_grad"
                 )
-            trained = [p for p in self._params.values() if p.requires_grad]
+            trained, hooks = [p for p in self._params.values() if p.requires_grad], bool(self._fsdp or self._shards)
             if not trained:
                 raise ValueError("every constrained parameter has been frozen since construction")
             try:
-                if self._shards is None and not self._fsdp:
-                    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
-                else:
+                gradients: Sequence[Tensor | None]
+                if hooks:
                     gradients = self._through_hooks(loss, trained)
+                else:
+                    gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
             except RuntimeError as error:
                 if "second time" in str(error):
                     raise ValueError("closure called backward(): it must only return the loss") from error
+                if "use_reentrant" in str(error):
+                    raise ValueError(REENTRANT) from error
                 raise
+        if not hooks and any(g is None for g in gradients) and hides_gradients(loss):
+            raise ValueError(REENTRANT)
         if all(g is None for g in gradients):
             raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
         found = iter(gradients)

@@ -64,15 +64,15 @@ class Shards:
         self._own: list[Tensor | None] = []  # which of them lie here; None: all
         self._split: list[tuple[int, ...]] = []  # mesh dimensions over which the tensor is split
         for name, p in params.items():
-            rows = p.shape[0] if norm == "mars" and p.dim() > 1 else 1
-            self._rows.append(rows)
+            by_row = norm == "mars" and p.dim() > 1
+            self._rows.append(rows := p.shape[0] if by_row else 1)
             placements: Sequence[Any] = getattr(p, "placements", ())
             if any(type(place) not in (Shard, Replicate) for place in placements):
                 raise TypeError(f"{name} is laid out as {placements}; only Shard and Replicate are supported")
             if placements and p.device_mesh != self.mesh:  # type: ignore[attr-defined]
                 raise TypeError(f"{name} lies on another device mesh than the parameters before it; only one may be")
             self._split.append(tuple(i for i, place in enumerate(placements) if place.is_shard()))
-            divided = rows > 1 and any(self._cuts_rows(p, i) for i in self._split[-1])
+            divided = by_row and any(self._cuts_rows(p, i) for i in self._split[-1])
             self._own.append(_cut(torch.arange(rows), p, [0]).to(p.device) if divided else None)
         self.prints = self._fingerprints(anchor)
 
