@@ -43,7 +43,7 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 def read(
     data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) for each batch of indices, or tokens in place of images; files are read by `workers` processes."""
+    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes."""
     held = getattr(data, "images", getattr(data, "tokens", None))
     if held is not None:
         for index in batches:

