@@ -67,6 +67,13 @@ def test_copies_have_one_key() -> None:
     assert a.key == b.key == "so late"
 
 
+def test_the_command_line_counts_topics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "tweets", "--source", "tiny"]) == 0
+    assert "| airlines | 216 | 33 | 33 | 33 |" in capsys.readouterr().out
+    assert main(["data", "tweets", "--source", "small"]) == 1
+    assert "must be '' or 'tiny'" in capsys.readouterr().err
+
+
 # --- the wheels
 
 

@@ -6,5 +6,6 @@ imported.
 
 from tpgm.text.minilm import SentenceClassifier, TokenPreparation, load
 from tpgm.text.topics import TOPICS, TextArray, Tweet, tweets
+from tpgm.text.wheels import fetch
 
-__all__ = ["TOPICS", "SentenceClassifier", "TextArray", "TokenPreparation", "Tweet", "load", "tweets"]
+__all__ = ["TOPICS", "SentenceClassifier", "TextArray", "TokenPreparation", "Tweet", "fetch", "load", "tweets"]

