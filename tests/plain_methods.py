@@ -102,7 +102,8 @@ def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:
             if full and method == "mars-sp":
                 for name, a in anchor.items():
                     params[name].data = project(params[name].data, a, c["radius"], c["norm"])
-            if full and method == "tpgm" and (step + 1) % c["every"] == 0:
+            free = method == "tpgm" and step < c["begin"] * steps
+            if full and method == "tpgm" and not free and (step + 1) % c["every"] == 0:
                 for update in range(c["updates"]):
                     radius_update((step + 1) // c["every"] * c["updates"] + update)
                 constraint.project_()

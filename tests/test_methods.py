@@ -41,6 +41,7 @@ def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: s
         ("ftp", {"kappa": 1.5}, "kappa must be between 0 and 1"),
         ("wise-ft", {"alpha": float("nan")}, "alpha must be"),
         ("vanilla", {"precision": "fp16"}, "precision must be one of 'no', 'bf16'"),
+        ("tpgm", {"begin": 1.0}, "begin must be below 1"),
         ("partial", {}, "partial needs train"),
         ("spd", {"optimizer": "sgd"}, "optimizer must be 'adamw'"),
     ],

@@ -406,8 +406,15 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> Any:
         vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
         return open_clip.CLIP(12, vision, {"context_length": 77, "width": 16, "heads": 2, "layers": 1})
 
-    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: build())
-    return build().eval()
+    model = build().eval()
+    model.kinds = []
+
+    def create(kind: str, **_: Any) -> nn.Module:
+        model.kinds.append(kind)
+        return build()
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    return model
 
 
 def test_open_clip_zero_shot_head_gives_clips_own_logits(clip: Any) -> None:
@@ -415,6 +422,7 @@ def test_open_clip_zero_shot_head_gives_clips_own_logits(clip: Any) -> None:
 
     names = ("a cat", "fire_truck")
     found = load("open_clip/ViT-B-16/openai", class_names=names, templates=("a {}.", "{} again"))
+    assert set(clip.kinds) == {"ViT-B-16-quickgelu"}, "the activation of OpenAI's weights"
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         tokens = open_clip.get_tokenizer("ViT-B-16")(["a a cat.", "a cat again", "a fire truck.", "fire truck again"])

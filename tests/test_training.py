@@ -28,7 +28,7 @@ FAST = {"epochs": 4, "batch_size": 8, "head_epochs": 1, "lr": 3e-2}
 ADAM_ONLY = ("spd", "digrap")
 OWN: dict[str, dict[str, Any]] = {
     "partial": {"train": ("block.0.weight",)},
-    "tpgm": {"every": 2, "updates": 2, "tv": 0.01, "radius_lr": 0.05, "val_batch_size": 8},
+    "tpgm": {"every": 2, "updates": 2, "tv": 0.01, "radius_lr": 0.05, "val_batch_size": 8, "begin": 0.25},
     "tpgm-end": {"updates": 20, "radius_lr": 0.05},
     "tpgm-c": {"updates": 20, "norm": "l2"},
     "mars-sp": {"radius": 0.2},

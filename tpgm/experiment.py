@@ -22,6 +22,7 @@ import torch
 from tpgm import methods
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
+from tpgm.files import write_aside
 
 if TYPE_CHECKING:
     from tpgm.models.pretrained import Pretrained
@@ -122,15 +123,21 @@ def run(
 ) -> Row:
     """Fine-tune and test as the configuration says; returns the row, JSON values only.
 
-    config: see KEYS. out: a folder for checkpoint and model, where an interrupted run goes on. store: see
-    `tpgm.finetune`. The row holds the whole configuration, accuracies with counts, ratios, radii and kinds of the
-    tensors in the order of the model's parameters, seconds of training, peak memory, versions, hardware and commit.
+    config: see KEYS. out: a folder for checkpoint, model and row.json, where an interrupted run goes on and a finished
+    one of the same configuration is not run again. store: see `tpgm.finetune`. The row holds the whole configuration,
+    accuracies with counts, ratios, radii and kinds of the tensors in the order of the model's parameters, seconds of
+    training, peak memory, versions, hardware and commit.
     Raises ValueError before any work for a configuration that cannot be; else what `tpgm.finetune` raises.
     """
     from tpgm.plots.training import kinds
     from tpgm.training import finetune
 
     full = resolve(config)
+    kept = None if out is None else Path(out) / "row.json"
+    if kept is not None and kept.is_file():
+        row: Row = json.loads(kept.read_text(encoding="utf-8"))
+        if key(row["config"]) == key(full):
+            return row  # finished; only the caller's note of it was lost
     start, data = _start(full, progress)
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
     if torch.cuda.is_available():
@@ -139,7 +146,7 @@ def run(
     found = result.row()
     of = kinds(result.model)
     accuracies = {name: a.counts for name, a in result.accuracies.items()}
-    return {
+    row = {
         "config": full,
         "accuracies": accuracies,
         "val": result.accuracies["val"].value,
@@ -156,6 +163,10 @@ def run(
         "peak_memory_mb": peak_memory_mb(),
         **provenance(TEXT_PACKAGES if full["data"] == "tweets" else ()),
     }
+    if kept is not None:
+        with write_aside(kept) as aside:
+            aside.write_text(json.dumps(row), encoding="utf-8")
+    return row
 
 
 def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:

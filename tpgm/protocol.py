@@ -26,6 +26,8 @@ BUDGET: dict[str, Any] = {
 }
 _RADII: dict[str, Any] = {"val_batch_size": 32, "norm": "mars"}
 _END: dict[str, Any] = {**_RADII, "updates": 100}
+_BATCH: dict[str, Any] = {"batchnorm": "train"}
+_FAST: dict[str, Any] = {**_BATCH, "head_epochs": 0, "epochs": 7, "lr": 3e-3}
 _WEIGHT: dict[str, Any] = {"unit": "weight", "start": "largest"}
 
 # regime: model; "upstream" has seen all styles (of other concepts), "imagenet" has not
@@ -53,6 +55,13 @@ TRIED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     # this project's variant: Adam's step on a radius is for each weight, and there is no constraint at first
     "tpgm-w": _of("tpgm", {**_RADII, **_WEIGHT}, "radius_lr", (1e-4, 3e-4, 1e-3)),
     "tpgm-end-w": _of("tpgm-end", {**_END, **_WEIGHT}, "radius_lr", (3e-5, 1e-4, 3e-4)),
+    # with batch statistics, added after vanilla-bn's search, at learning rates around the one that it chose
+    "lp-ft-bn": _of("lp-ft", _BATCH, "lr", (1e-3, 3e-3, 1e-2)),
+    # from the weights of vanilla-bn
+    "wise-ft-bn": _of("wise-ft", _FAST, "alpha", (0.25, 0.5, 0.75)),
+    "tpgm-end-bn": _of("tpgm-end", {**_END, **_FAST}, "radius_lr", (1e-2, 1e-1, 1.0)),
+    # at every step of the last fifth of training: the weights leave their anchor first
+    "tpgm-late": _of("tpgm", {**_RADII, **_WEIGHT, "begin": 0.8}, "radius_lr", (3e-5, 1e-4, 3e-4)),
     "ftp": _of("ftp", {}, "kappa", (1.0, 0.5, 0.0)),
     "spd": _of("spd", {}, "strength", (0.3, 1.0, 3.0)),
 }
@@ -64,7 +73,7 @@ FIXED = {
 }
 LABELS = {
     "resnet": tuple(TRIED),
-    "vit": ("linear-probe", "lp-ft", "wise-ft", "tpgm", "tpgm-end", "tpgm-w", "tpgm-end-w"),
+    "vit": ("linear-probe", "lp-ft", "wise-ft", "tpgm", "tpgm-end", "tpgm-w", "tpgm-end-w", "tpgm-late"),
 }
 
 

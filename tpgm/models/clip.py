@@ -33,6 +33,8 @@ def load_open_clip(
         raise unknown("open_clip model", kind, open_clip.list_models())
     if weights not in (known := open_clip.list_pretrained_tags_by_model(kind)):
         raise ValueError(f"open_clip/{kind} has no weights {weights!r}; write open_clip/{kind}/ and one of {known}")
+    if open_clip.get_pretrained_cfg(kind, weights).get("quick_gelu") and f"{kind}-quickgelu" in open_clip.list_models():
+        kind += "-quickgelu"  # the activation that these weights were trained with
     with fetching(f"open_clip/{name}"):
         clip = open_clip.create_model(kind, pretrained=weights, force_image_size=size)
     return _from_clip(f"open_clip/{name}", kind, clip, num_classes, class_names, templates, size)
