@@ -43,10 +43,11 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 def read(
     data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) for each batch of indices; images of files are read by `workers` processes."""
-    if hasattr(data, "images"):
+    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes."""
+    held = getattr(data, "images", getattr(data, "tokens", None))
+    if held is not None:
         for index in batches:
-            yield data.images[index], data.labels[index]
+            yield held[index], data.labels[index]
         return
     generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
     yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "config", nargs="*", metavar="KEY=VALUE", help="see tpgm.experiment.KEYS; settings.NAME=VALUE"
     )
     experiment.add_argument(
-        "--protocol", metavar="PART:REGIME", help="such as resnet:upstream or ablations:icons-resnet"
+        "--protocol", metavar="PART:REGIME", help="such as resnet:upstream, ablations:icons-resnet or text"
     )
     experiment.add_argument("--label", action="append", default=[], help="of the protocol: these methods only")
     experiment.add_argument(
@@ -173,12 +173,18 @@ def _experiment(args: argparse.Namespace) -> None:
     if args.protocol:
         if args.config:
             raise ValueError("give configuration keys or --protocol, not both")
+        if args.protocol == "text":
+            from tpgm.text.protocol import run_all
+
+            count = run_all(args.out, labels=args.label, store=args.store)
+            print(f"{count} runs, rows in {args.out}")
+            return
         part, _, regime = args.protocol.partition(":")
         if part in ("ablations", "paths", "controlled"):
             args.label = []
         elif regime not in protocol.REGIMES.get(part, {}):
             known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
-            known += ", and ablations, paths or controlled with a model's name"
+            known += ", text, and ablations, paths or controlled with a model's name"
             raise ValueError(f"unknown part of the protocol {args.protocol!r}; choose one of {known}")
         elif unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
             raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(protocol.LABELS[part])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,38 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`correct` of `total` test images."""
+    """`correct` of `total` test images or texts.
+
+    confusion: how many of label i were answered j, where the data ask for it (`keep_confusion`), else ().
+    """
 
     correct: int
     total: int
+    confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
     def value(self) -> float:
         """The share of correct answers, in [0, 1]."""
         return self.correct / self.total
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The counts as JSON values; "confusion" among them only if it was kept."""
+        kept = {"confusion": [list(row) for row in self.confusion]} if self.confusion else {}
+        return {"correct": self.correct, "total": self.total, **kept}
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean over labels of F1, the harmonic mean of precision and recall, in [0, 1].
+
+        A label without any item or answer counts 0. Raises ValueError if no confusion was kept.
+        """
+        if not self.confusion:
+            raise ValueError("macro-F1 needs the confusion, which was not kept for these data")
+        of_label, of_answer = [sum(row) for row in self.confusion], [sum(c) for c in zip(*self.confusion, strict=True)]
+        right = [row[n] for n, row in enumerate(self.confusion)]
+        scores = [2 * r / max(1, a + b) for r, a, b in zip(right, of_label, of_answer, strict=True)]
+        return math.fsum(scores) / len(scores)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -32,16 +56,21 @@ class Accuracy:
         return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def correct_answers(logits: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> Tensor:
-    """How many arg max answers are right, a scalar int64 tensor.
+def answers(logits: Tensor, class_subset: Tensor | None = None) -> Tensor:
+    """The arg max of each row, (B,) int64.
 
-    logits: (B, C); labels: (B,) int64; class_subset: (K,) int64, the classes that can occur (ImageNet-A, ImageNet-R):
-    the arg max is then over these alone.
+    logits: (B, C); class_subset: (K,) int64, the classes that can occur (ImageNet-A, ImageNet-R): the arg max is then
+    over these alone.
     """
     if class_subset is None:
-        return (logits.argmax(dim=1) == labels).sum()
+        return logits.argmax(dim=1)
     subset = class_subset.to(logits.device)
-    return (subset[logits[:, subset].argmax(dim=1)] == labels).sum()
+    return subset[logits[:, subset].argmax(dim=1)]
+
+
+def correct_answers(logits: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> Tensor:
+    """How many `answers` are right, a scalar int64 tensor. labels: (B,) int64."""
+    return (answers(logits, class_subset) == labels).sum()
 
 
 def mean_accuracy(parts: dict[str, Accuracy]) -> float:

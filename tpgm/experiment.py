@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,21 +24,28 @@ from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
 from tpgm.files import write_aside
 
+if TYPE_CHECKING:
+    from tpgm.models.pretrained import Pretrained
+    from tpgm.result import Result
+
 Config = dict[str, Any]
 Row = dict[str, Any]
 
 # key: (default, meaning)
 KEYS: dict[str, tuple[Any, str]] = {
     "label": ("", "what tables call this variant; by default the method"),
-    "model": ("icons-resnet", "what tpgm.models.load knows"),
+    "model": ("icons-resnet", "what tpgm.models.load knows; for tweets minilm"),
     "checkpoint_of": ("", "architecture that a model given as a file goes into, such as timm/resnet50"),
     "head": ("new", "new, or zero-shot: the classifier that a CLIP's text tower makes of the class names, kept"),
     "templates": ("photo", "texts of the zero-shot head: photo (one) or imagenet (the 80 of CLIP's evaluation)"),
-    "data": ("icons", "icons, icons:STYLE, domainnet, domainnet:DOMAIN, imagenet, or a folder of class folders"),
+    "data": (
+        "icons",
+        "icons, icons:STYLE, domainnet, domainnet:DOMAIN, imagenet, tweets, or a folder of class folders",
+    ),
     "root": ("", "folder of DomainNet's or ImageNet's official layout"),
     "ood": ({}, "for a folder: name -> folder of an OOD test"),
-    "source": ("", "icons only: '' for the real ones, 'tiny' for synthetic ones that need no network"),
-    "size": (64, "image height and width in pixels"),
+    "source": ("", "icons, tweets: '' for the real ones, 'tiny' for synthetic ones that need no network"),
+    "size": (64, "image height and width in pixels, or tokens of a text at most"),
     "train_per_class": (0, "icons only: at most so many training images of each class; 0: all"),
     "fraction": (100.0, "percentage of the labels"),
     "val_per_class": (0, "images in memory only: at most so many validation images of each class; 0: all"),
@@ -48,6 +55,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "settings": ({}, "settings of the method, see tpgm.methods.options"),
 }
 PACKAGES = ("torch", "timm", "accelerate", "numpy", "tpgm")
+TEXT_PACKAGES = ("transformers", "tokenizers")
 
 
 def resolve(config: Mapping[str, Any]) -> Config:
@@ -121,7 +129,6 @@ def run(
     training, peak memory, versions, hardware and commit.
     Raises ValueError before any work for a configuration that cannot be; else what `tpgm.finetune` raises.
     """
-    from tpgm import models
     from tpgm.plots.training import kinds
     from tpgm.training import finetune
 
@@ -131,28 +138,21 @@ def run(
         row: Row = json.loads(kept.read_text(encoding="utf-8"))
         if key(row["config"]) == key(full):
             return row  # finished; only the caller's note of it was lost
-    data = splits(full, progress=progress)
+    start, data = _start(full, progress)
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
-    torch.manual_seed(full["seed"])
-    start = models.load(
-        full["model"], size=full["size"], architecture=full["checkpoint_of"] or None, **_head(full, data.class_names)
-    )
-    if full["head"] == "zero-shot" and start.exclude:
-        raise ValueError(
-            f"{full['model']} has no text tower, from which a zero-shot head could come: head must be 'new'"
-        )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     result = finetune(start, data, full["method"], out=out, progress=progress, store=store, seed=full["seed"], **given)
     found = result.row()
     of = kinds(result.model)
-    accuracies = {name: {"correct": a.correct, "total": a.total} for name, a in result.accuracies.items()}
+    accuracies = {name: a.counts for name, a in result.accuracies.items()}
     row = {
         "config": full,
         "accuracies": accuracies,
         "val": result.accuracies["val"].value,
         "id": result.accuracies["id_test"].value,
         "ood": found["ood_mean"],
+        **_macro_f1(result),
         "path": found["path"],
         "history": found["history"],
         "ratios": {name: round(r, 5) for name, r in result.ratios.items()},
@@ -161,12 +161,33 @@ def run(
         "images": {"train": len(data.train), "val": len(data.val)},
         "seconds": round(result.seconds, 2),
         "peak_memory_mb": peak_memory_mb(),
-        **provenance(),
+        **provenance(TEXT_PACKAGES if full["data"] == "tweets" else ()),
     }
     if kept is not None:
         with write_aside(kept) as aside:
             aside.write_text(json.dumps(row), encoding="utf-8")
     return row
+
+
+def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:
+    """The pre-trained model and the data of a resolved configuration."""
+    from tpgm import models
+
+    torch.manual_seed(full["seed"])
+    if full["data"] == "tweets":
+        from tpgm import text
+
+        return text.load(full)
+    data = splits(full, progress=progress)
+    torch.manual_seed(full["seed"])
+    start = models.load(
+        full["model"], size=full["size"], architecture=full["checkpoint_of"] or None, **_head(full, data.class_names)
+    )
+    if full["head"] == "zero-shot" and start.exclude:
+        raise ValueError(
+            f"{full['model']} has no text tower, from which a zero-shot head could come: head must be 'new'"
+        )
+    return start, data
 
 
 def _head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -218,6 +239,14 @@ def fewer_val(data: DataSplits, per_class: int) -> DataSplits:
     return dataclasses.replace(data, val=ImageArray(val.images[index], val.labels[index]))
 
 
+def _macro_f1(result: Result) -> Row:
+    """ "id_f1" and "ood_f1", the mean over OOD tests, where the data keep the confusion."""
+    if not result.accuracies["id_test"].confusion:
+        return {}
+    ood = [a.macro_f1 for a in result.ood.values()]
+    return {"id_f1": result.accuracies["id_test"].macro_f1, "ood_f1": sum(ood) / len(ood)}
+
+
 def peak_memory_mb() -> float:
     """Of the GPU's memory since the run began, else of this process since its start, in MB (10^6 bytes)."""
     if torch.cuda.is_available():
@@ -226,10 +255,10 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)
 
 
-def provenance() -> Row:
+def provenance(more: Sequence[str] = ()) -> Row:
     """When, with which versions, on what and from which commit ("" outside a checkout; "+" for uncommitted changes)."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

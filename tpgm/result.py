@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -40,7 +40,7 @@ class Result:
     def row(self) -> dict[str, Any]:
         """The result as JSON values, without the model."""
         accuracies = {
-            name: {**asdict(a), "accuracy": a.value, "interval": a.interval} for name, a in self.accuracies.items()
+            name: {**a.counts, "accuracy": a.value, "interval": a.interval} for name, a in self.accuracies.items()
         }
         return {
             "method": self.method,
@@ -50,7 +50,7 @@ class Result:
             "history": self.history,
             "ratios": self.ratios,
             "radii": {name: r if math.isfinite(r) else None for name, r in self.radii.items()},
-            "path": {str(a): {n: asdict(v) for n, v in accs.items()} for a, accs in self.path.items()},
+            "path": {str(a): {n: v.counts for n, v in accs.items()} for a, accs in self.path.items()},
             "seconds": self.seconds,
         }
 

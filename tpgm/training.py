@@ -29,7 +29,7 @@ from tpgm.baselines import l2_sp, mars_penalty, norm_and_bias_names, project_fix
 from tpgm.batches import derive, index_batches, read, warm_cosine
 from tpgm.constraint import TPGM
 from tpgm.data import DataSplits
-from tpgm.evaluate import Accuracy, correct_answers
+from tpgm.evaluate import Accuracy, answers
 from tpgm.files import write_aside
 from tpgm.interpolation import interpolate
 from tpgm.methods import COMMON, Settings, resolve
@@ -382,17 +382,19 @@ class _Run:
         modes = [(m, m.training) for m in net.modules()]
         net.eval()
         batches = [list(range(i, min(i + 256, len(data)))) for i in range(0, len(data), 256)]
-        counts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        classes = len(self.data.class_names)
+        counts = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)  # of label i, answered j
         loader = read(data, list(self._mine(iter(batches), pad=False)), self.config["workers"])
         for images, labels in tqdm(loader, desc=f"test {label}", disable=not self.show, leave=False):
             with self.accelerator.autocast():
                 logits = net(self._input(images))
-            right = correct_answers(logits, labels.to(self.device), data.class_subset)
-            counts += torch.stack([right, torch.tensor(len(labels), device=self.device)])
+            pairs = labels.to(self.device) * classes + answers(logits, data.class_subset)
+            counts += torch.bincount(pairs, minlength=classes**2).view_as(counts)
         for module, training in modes:
             module.training = training
-        correct, total = self.accelerator.reduce(counts, "sum").tolist()
-        return Accuracy(correct, total)
+        counts = self.accelerator.reduce(counts, "sum").cpu()
+        confusion = tuple(map(tuple, counts.tolist())) if getattr(data, "keep_confusion", False) else ()
+        return Accuracy(int(counts.trace()), int(counts.sum()), confusion)
 
     def _end_of_epoch(self, stage: str, loss: float, bar: tqdm) -> bool:
         """Validate; keep the best weights if there is a patience; say whether to stop."""

@@ -11,10 +11,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     data = commands.add_parser(
         "data",
         parents=[debug],
-        help="build the icon benchmark, show its counts, splits and licences",
-        epilog="Examples: tpgm data build; tpgm data counts; tpgm data splits --style outline; tpgm data licences",
+        help="build the icon benchmark, show its counts, splits and licences; fetch the tweets",
+        epilog="Examples: tpgm data build; tpgm data counts; tpgm data splits --style outline; tpgm data licences; "
+        "tpgm data tweets",
     )
-    data.add_argument("what", choices=("build", "counts", "splits", "licences"))
+    data.add_argument("what", choices=("build", "counts", "splits", "licences", "tweets"))
     data.add_argument("--subset", default="downstream", choices=("downstream", "upstream"), help="which icons")
     data.add_argument("--style", default="solid", help="splits: the ID style (default: solid)")
     data.add_argument(
@@ -29,6 +30,13 @@ def _data(args: argparse.Namespace) -> None:
     from tpgm.data.cache import cache_dir
     from tpgm.data.tables import licence_counts
 
+    if args.what == "tweets":
+        from tpgm.text import fetch, topics
+
+        if not args.source:
+            fetch()
+        print(topics.table(args.source or ""))
+        return
     common = {"source": args.source, "progress": not args.quiet}
     if args.what == "splits":
         if args.subset == "upstream":
