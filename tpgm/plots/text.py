@@ -21,7 +21,7 @@ def id_against_ood(summaries: Mapping[str, Summary], rerun: Mapping[str, Row] | 
 
     rerun: label -> row made while the book was built, drawn hollow.
     """
-    labels = list(summaries)
+    labels = list(dict.fromkeys([*summaries, *(rerun or {})]))
     with book_style():
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.9))
         for axes, (score, (inside, outside)) in zip(panels, KEYS.items(), strict=True):
