@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -312,6 +313,21 @@ def tensor_parallel(rank: int) -> None:
         agree(ours)
         close(ours.radii, alone.radii)
         near(weights, expected)
+
+
+@check
+def fsdp_of_a_tensor_parallel_layer(rank: int) -> None:
+    """Either may be trivial; the other layers lie on a part of the mesh."""
+
+    def wrap(model: nn.Module, shape: tuple[int, int]) -> nn.Module:
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        parallelize_module(model.head, mesh["tensor"], ColwiseParallel(output_layouts=Replicate()))
+        return shard(model, mesh=mesh["data"])
+
+    for norm in ("mars", "l2"):
+        as_one_process(rank, lambda m: wrap(m, (2, 1)), norm=norm)
+    with pytest.raises(TypeError, match="only Shard and Replicate are supported"):
+        TPGM(wrap(start()[0], (1, 2)))
 
 
 @check

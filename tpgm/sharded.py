@@ -6,7 +6,7 @@ are exchanged, so that every process knows those of all rows and takes the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,34 +51,30 @@ def _cut(tensor: Tensor, like: Any, dims: Sequence[int]) -> Tensor:
 class Shards:
     """How the rows of sharded parameters lie on the processes, by index of the parameter.
 
-    params: parameters by name, some of them DTensors on one device mesh; the others are taken to be the same on every
-    process. Raises TypeError for placements other than Shard and Replicate and for several meshes.
+    params: parameters by name, some of them DTensors; the others are taken to be the same on every process. Of several
+    device meshes the largest must hold the processes of all. Raises TypeError for placements other than Shard and
+    Replicate.
     """
 
     def __init__(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], norm: Norm) -> None:
         from torch.distributed.tensor import Replicate, Shard
 
-        self.mesh: Any = next(p.device_mesh for p in params.values() if is_sharded(p))  # type: ignore[attr-defined]
         self.norm = norm
         self._rows: list[int] = []  # of the whole tensor
         self._own: list[Tensor | None] = []  # which of them lie here; None: all
-        self._split: list[tuple[int, ...]] = []  # mesh dimensions over which the tensor is split
+        self._split: list[tuple[Any, tuple[int, ...]]] = []  # mesh and those of its dimensions that split the tensor
         for name, p in params.items():
             by_row = norm == "mars" and p.dim() > 1
             self._rows.append(rows := p.shape[0] if by_row else 1)
             placements: Sequence[Any] = getattr(p, "placements", ())
             if any(type(place) not in (Shard, Replicate) for place in placements):
                 raise TypeError(f"{name} is laid out as {placements}; only Shard and Replicate are supported")
-            if placements and p.device_mesh != self.mesh:  # type: ignore[attr-defined]
-                raise TypeError(f"{name} lies on another device mesh than the parameters before it; only one may be")
-            self._split.append(tuple(i for i, place in enumerate(placements) if place.is_shard()))
-            divided = by_row and any(self._cuts_rows(p, i) for i in self._split[-1])
+            split = tuple(i for i, place in enumerate(placements) if place.is_shard())
+            self._split.append((getattr(p, "device_mesh", None), split))
+            divided = by_row and any(placements[i].dim == 0 for i in split)
             self._own.append(_cut(torch.arange(rows), p, [0]).to(p.device) if divided else None)
+        self.mesh = max((mesh for mesh, _ in self._split if mesh is not None), key=lambda mesh: int(mesh.size()))
         self.prints = self._fingerprints(anchor)
-
-    @staticmethod
-    def _cuts_rows(p: Any, mesh_dim: int) -> bool:
-        return int(p.placements[mesh_dim].dim) == 0
 
     def own(self, index: int, values: Tensor) -> Tensor:
         """Those of one value a row, shape (rows,), that belong to rows on this process."""
@@ -94,9 +90,8 @@ class Shards:
         for index, value in enumerate(values):
             rows = self._own[index]
             whole.append(value if rows is None else value.new_zeros(self._rows[index]).index_copy(0, rows, value))
-        for split in sorted({split for split in self._split if split}):
-            members = [i for i, s in enumerate(self._split) if s == split]
-            flat = self._reduce(torch.cat([whole[i] for i in members]), split)
+        for (mesh, dims), members in self._alike():
+            flat = _sum(torch.cat([whole[i] for i in members]), mesh, dims)
             for i, piece in zip(members, torch.split(flat, [self._rows[i] for i in members]), strict=True):
                 whole[i] = piece.to(whole[i])
         return whole
@@ -110,23 +105,30 @@ class Shards:
 
     def average_(self, values: Tensor) -> Tensor:
         """The mean over all processes of the mesh, in place."""
-        return values.copy_(self._reduce(values, tuple(range(self.mesh.ndim))) / self.mesh.size())
+        return values.copy_(_sum(values, self.mesh, range(self.mesh.ndim)) / self.mesh.size())
 
-    def _reduce(self, values: Tensor, mesh_dims: Sequence[int]) -> Tensor:
-        """Sums over mesh dimensions; on the mesh's device, for parameters may be kept on the CPU."""
-        sums = values.to(self.mesh.device_type, copy=True)
-        for i in mesh_dims:
-            dist.all_reduce(sums, group=self.mesh.get_group(i))
-        return sums.to(values.device)
+    def _alike(self) -> list[tuple[tuple[Any, tuple[int, ...]], list[int]]]:
+        """Indices of parameters that are split in the same way, in the same order on every process."""
+        found: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+        for i, (mesh, dims) in enumerate(self._split):
+            if dims:
+                found.setdefault((mesh, dims), []).append(i)
+        return list(found.items())
 
     def _fingerprints(self, anchor: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of whole anchors, from this process's parts. Computed once: afterwards no process need wait for another."""
         sums = torch.stack([fingerprint(a) for a in anchor.values()])
-        for i in range(self.mesh.ndim):
-            here = [k for k, split in enumerate(self._split) if i in split]
-            if here:
-                sums[here] = self._reduce(sums[here], (i,))
+        for (mesh, dims), members in self._alike():
+            sums[members] = _sum(sums[members], mesh, dims)
         return dict(zip(anchor, sums.unbind(), strict=True))
+
+
+def _sum(values: Tensor, mesh: Any, dims: Iterable[int]) -> Tensor:
+    """Sums over dimensions of a mesh; on the mesh's device, for parameters may be kept on the CPU."""
+    sums = values.to(mesh.device_type, copy=True)
+    for i in dims:
+        dist.all_reduce(sums, group=mesh.get_group(i))
+    return sums.to(values.device)
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
