@@ -69,6 +69,7 @@ def test_lora_of_peft_the_ratio_of_b_is_that_of_the_update(norm: str) -> None:
     constraint = tpgm.TPGM(model, anchor="zero", norm=norm, exclude=["*lora_A*", "*modules_to_save*"], lr=1e-3)
     assert len(constraint.radii) == 2
     assert all("lora_B" in name for name in constraint.radii)
+    assert all(a.untyped_storage().nbytes() == 4 for a in constraint.anchor.values()), "no copy"
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
@@ -103,7 +104,11 @@ def test_lora_of_peft_with_an_optimizer_anchored_at_zero() -> None:
             {"params": [(n, p) for n, p in named.items() if "lora_B" not in n], "anchor": False},
         ]
         optimizer = AdamSPD(groups, lr=0.3, strength=strength)
-        for _ in range(10):
+        for i in range(10):
+            if i == 5:
+                optimizer.load_state_dict(optimizer.state_dict())
+            anchors = [optimizer.state[p]["anchor"] for n, p in named.items() if "lora_B" in n]
+            assert all(a.untyped_storage().nbytes() == 4 for a in anchors), "no copy"
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             optimizer.step()

@@ -6,17 +6,13 @@ import copy
 import io
 import itertools
 import math
-import os
-import socket
 from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DataParallel
 
 from tests.conftest import build
 from tpgm import TPGM
@@ -288,62 +284,6 @@ def test_an_enclosing_autocast_does_not_serve_stale_weights() -> None:
     assert inside == pytest.approx(fresh.update(closure))
     assert again == unprojected
     assert inside != pytest.approx(unprojected, rel=1e-3)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _worker(rank: int, port: int, queue: mp.SimpleQueue, compiled: bool) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    model, anchor, _ = displaced("conv")
-    _, x, y = build("conv")
-    ddp = DistributedDataParallel(model)
-    tpgm = TPGM(torch.compile(ddp, backend="eager") if compiled else ddp, anchor=anchor)
-    mine = slice(rank, None, 2)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
-    for _ in range(4):
-        optimizer.zero_grad()
-        ddp.eval()  # BatchNorm by its running statistics, so that one process on the whole batch does the same
-        cross_entropy(ddp(x[mine]), y[mine]).backward()
-        optimizer.step()
-        tpgm.update(lambda: cross_entropy(ddp(x[mine]), y[mine]))
-        tpgm.project_()
-    queue.put((rank, tpgm.radii))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_distributed_data_parallel_takes_the_step_of_one_process_on_the_whole_batch(compiled: bool) -> None:
-    torch.manual_seed(0)
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    mp.spawn(_seeded_worker, args=(_free_port(), queue, compiled), nprocs=2)
-    two = dict([queue.get(), queue.get()])
-    assert two[0] == two[1]
-    torch.manual_seed(0)
-    model, anchor, _ = displaced("conv")
-    _, x, y = build("conv")
-    tpgm = TPGM(model, anchor=anchor)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.eval()
-    for _ in range(4):
-        optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
-        optimizer.step()
-        tpgm.update(lambda: cross_entropy(model(x), y))
-        tpgm.project_()
-    assert two[0] == pytest.approx(tpgm.radii, rel=1e-4)
-
-
-def _seeded_worker(rank: int, port: int, queue: mp.SimpleQueue, compiled: bool) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    _worker(rank, port, queue, compiled)
 
 
 # --- penalty and total variation do what they are for

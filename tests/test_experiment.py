@@ -246,6 +246,20 @@ def test_a_barrier_is_the_fall_below_the_straight_line(row: experiment.Row) -> N
     assert line == "| net | 30.0 | 0.0 | 2.00 | 1.00 | 1 |"
 
 
+def test_ood_accuracy_at_equal_id_accuracy(row: experiment.Row) -> None:
+    def at(id_: int, far: int) -> dict[str, Any]:
+        share = {"val": 0, "id_test": id_, "far": far}
+        return {name: {"correct": n, "total": 10} for name, n in share.items()}
+
+    (path,) = figure_rows(row, at(2, 8), at(4, 6), at(3, 1))
+    assert results.ood_at(path, 0.3) == pytest.approx(0.7)  # on the way up, not the 0.1 at the end
+    assert results.ood_at(path, 0.41) is None
+    better = {**penalized(row), "id": 0.3, "ood": 0.75}
+    line = results.equal_id_table([path], [better]).splitlines()[2]
+    assert line.endswith("| 30.0 | 75.0 | 5.0 | 1 of 1 |")
+    assert results.equal_id_table([path], [{**better, "id": 0.9}]).splitlines()[2].endswith("| – | 0 of 1 |")
+
+
 def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
     names = list(row["ratios"])
     rising = {**row, "ratios": {name: n / len(names) for n, name in enumerate(names)}}

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
+from tpgm.gradients import REENTRANT, hides_gradients
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
+from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, own_pass, part, reshard
 
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
@@ -33,14 +35,15 @@ class TPGM:
     and `project_`; or it trains as usual, calls `update` many times at the end and `project_` once.
 
     model: any ``nn.Module``; pass the DistributedDataParallel wrapper itself so that radius gradients are averaged over
-    its processes. anchor: module or state dict with the pre-trained weights, copied; by default the weights `model` has
-    now; "zero" for adapters whose update starts at 0, kept without a copy. norm: "mars" (L1 norm of each row) or "l2"
-    (Euclidean norm of the tensor). exclude: fnmatch patterns of parameter names left unconstrained (a new head). lr:
-    step size of Adam on the radii (``.optimizer`` is that Adam), in the unit of the norm. penalty: μ ≥ 0 of the term
-    ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the term ``λ Σ |α_l − α_{l+1}|`` over neighbouring tensors
-    of a group, α_l being the mean ratio of tensor l over its rows. (The exact forms of both terms are this project's
-    reading of the paper.) groups: sequences of fnmatch patterns, one a group; by default blocks found from the
-    parameter names.
+    its processes, or a model to which ``fully_shard`` (FSDP2) has been applied, of which every process measures and
+    projects its own part. anchor: module or state dict with the pre-trained weights, copied; by default the weights
+    `model` has now; "zero" for adapters whose update starts at 0, kept without a copy. norm: "mars" (L1 norm of each
+    row) or "l2" (Euclidean norm of the tensor). exclude: fnmatch patterns of parameter names left unconstrained (a new
+    head). lr: step size of Adam on the radii (``.optimizer`` is that Adam), in the unit of the norm. penalty: μ ≥ 0 of
+    the term ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the term ``λ Σ |α_l − α_{l+1}|`` over
+    neighbouring tensors of a group, α_l being the mean ratio of tensor l over its rows. (The exact forms of both terms
+    are this project's reading of the paper.) groups: sequences of fnmatch patterns, one a group; by default blocks
+    found from the parameter names.
 
     unit and start are this project's additions; the defaults are the published algorithm. unit: what `lr` is measured
     in. "norm": every radius moves by about lr an update, whatever its tensor's size. "weight": by about lr for each
@@ -82,6 +85,8 @@ class TPGM:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
         exclude = as_patterns(exclude, "exclude")
+        self._fsdp = fsdp_modules(model)
+        reshard(self._fsdp)
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
         self.unit, self.start = unit, start
         parameters = aliases(model)
@@ -94,21 +99,24 @@ class TPGM:
             for name, p in unwrap(model).named_parameters()
             if p.requires_grad and p.numel() and id(p) not in excluded
         }
-        if any(hasattr(p, "device_mesh") for p in self._params.values()):
-            raise TypeError("parameters sharded over processes (DTensor, FSDP) are not supported yet")
         # compiled or not, the wrapper whose processes must agree on the radii
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
-        if self._ddp is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sharded = any(map(is_sharded, self._params.values()))
+        alone = self._ddp is None and not sharded
+        if alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
         self._zero = anchor == "zero"
         if self._zero:
-            self._anchor = {name: zero(p.detach()) for name, p in self._params.items()}
+            self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
         else:
             found = match_anchor(model, given, self._params, exclude)
             # laid out as the parameter is: arithmetic between two memory formats is slow
-            self._anchor = {n: torch.empty_like(p.data).copy_(found[n].detach()) for n, p in self._params.items()}
+            self._anchor = {
+                n: torch.empty_like(local(p.data)).copy_(part(found[n].detach(), p)) for n, p in self._params.items()
+            }
+        self._shards = Shards(self._params, self._anchor, norm) if sharded else None
         self._pairs = self._neighbours(groups)
 
         first = next(iter(self._params.values()))
@@ -123,9 +131,10 @@ class TPGM:
 
     def _weight_units(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Norm of a displacement of 1 in every weight of a row ("mars") or tensor ("l2"), one value a tensor."""
-        sizes = [as_rows(p.detach(), self.norm).shape[1] for p in self._params.values()]
+        mars = self.norm == "mars"
+        sizes = [p.numel() // (len(p) if mars and p.dim() > 1 else 1) for p in self._params.values()]
         units = torch.tensor(sizes, dtype=dtype, device=device)
-        return units if self.norm == "mars" else units.sqrt()
+        return units if mars else units.sqrt()
 
     def _neighbours(self, groups: Sequence[Sequence[str]] | None) -> list[tuple[int, int]]:
         """Index pairs of neighbouring constrained tensors, by group."""
@@ -146,7 +155,10 @@ class TPGM:
 
     @property
     def anchor(self) -> dict[str, Tensor]:
-        """The pre-trained weights θ⁰ by parameter name (this object's own copy: do not write to it)."""
+        """The pre-trained weights θ⁰ by parameter name (this object's own copy: do not write to it).
+
+        Of sharded parameters the part that lies on this process.
+        """
         return dict(self._anchor)
 
     @property
@@ -179,14 +191,14 @@ class TPGM:
     def update(self, closure: Callable[[], Tensor]) -> float:
         """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
 
-        closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a
-        gradient; it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in
-        float16. Activation checkpointing must be of the non-reentrant kind. While the closure runs, the model's
-        parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients, modes and
-        buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm] before use.
-        Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or ValueError if the
-        loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights are then as
-        before the call.
+        closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a gradient;
+        it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in float16.
+        Activation checkpointing must be of the non-reentrant kind (``use_reentrant=False``). While the closure runs,
+        the model's parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients,
+        modes and buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm]
+        before use. Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
+        ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
+        are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
         norms = self._measure()
         radii = self._clipped(norms, start=True)
@@ -225,6 +237,7 @@ class TPGM:
         self._radii.copy_(self._clipped(norms))
         for p, a, n, radius in self._each(norms, self._radii):
             p.copy_(scale_rows(p, a, row_ratios(n, radius, EPS), self.norm))
+        reshard(self._fsdp)
 
     @contextmanager
     def projected(self) -> Iterator[None]:
@@ -248,7 +261,7 @@ class TPGM:
             "radii": {name: r.clone() for name, r in zip(self._params, self._radii.detach(), strict=True)},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "norms": None if self._norms is None else [n.clone() for n in self._norms],
-            "anchor": {name: _fingerprint(tensor) for name, tensor in self._anchor.items()},
+            "anchor": self._fingerprints(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,8 +283,8 @@ class TPGM:
             )
         if set(state["anchor"]) != ours or any(r.numel() != 1 for r in state["radii"].values()):
             raise ValueError("the state is damaged: it does not hold one radius and one anchor for each parameter")
-        for name, tensor in self._anchor.items():
-            saved, own = state["anchor"][name], _fingerprint(tensor)
+        for name, own in self._fingerprints().items():
+            saved = state["anchor"][name]
             if not torch.allclose(saved.cpu(), own, rtol=1e-9, atol=1e-9 * float(own[1])):
                 raise ValueError(
                     f"the state was saved with another anchor ({name} differs): construct TPGM with the pre-trained "
@@ -287,21 +300,31 @@ class TPGM:
 
     # --- pieces
 
-    def _each(self, norms: Sequence[Tensor], radii: Tensor) -> Iterator[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
-        for p, a, n, radius in zip(self._params.values(), self._anchor.values(), norms, radii, strict=True):
-            yield p, a, n, radius.to(n)
+    def _each(self, norms: Sequence[Tensor], radii: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Weights (to be written to), anchor, row norms and radius of every tensor; of sharded ones what lies here."""
+        shards = self._shards
+        for i, (p, a, n, r) in enumerate(zip(self._params.values(), self._anchor.values(), norms, radii, strict=True)):
+            yield local(p.detach()), a, n if shards is None else shards.own(i, n), r.to(n)
+
+    def _fingerprints(self) -> dict[str, Tensor]:
+        """Copies, by name."""
+        if self._shards is not None:
+            return {name: print_.clone() for name, print_ in self._shards.prints.items()}
+        return {name: fingerprint(tensor) for name, tensor in self._anchor.items()}
 
     @torch.no_grad()
     def _measure(self) -> list[Tensor]:
         """Row norms of every displacement."""
         self._refuse_while_swapped("measuring the displacement")
         for name, p in self._params.items():
-            if (self._anchor[name].device, self._anchor[name].dtype) != (p.device, p.dtype):
-                self._anchor[name] = zero(p) if self._zero else self._anchor[name].to(p)  # the model was moved since
-        return [
-            row_norms(upcast(p) - upcast(a), self.norm)
+            a = self._anchor[name]
+            if (a.device, a.dtype) != (p.device, p.dtype):  # the model was moved since
+                self._anchor[name] = zero(local(p)) if self._zero else a.to(p.device, p.dtype)
+        norms = [
+            row_norms(upcast(local(p)) - upcast(a), self.norm)
             for p, a in zip(self._params.values(), self._anchor.values(), strict=True)
         ]
+        return norms if self._shards is None else self._shards.norms(norms)
 
     @torch.no_grad()
     def _clipped(self, norms: Sequence[Tensor], *, start: bool = False) -> Tensor:
@@ -327,13 +350,15 @@ class TPGM:
         The gradient counts at the upper clip γ = max n_i too, where float32 decides by rounding whether the ratio is 1;
         otherwise a radius that reached it could never tighten again.
         """
+        dots = []
+        for g, w, a in zip(gradients, weights, self._anchor.values(), strict=True):
+            g = torch.zeros_like(w) if g is None else g.to_dense() if g.is_sparse else g
+            dots.append(as_rows(upcast(g) * (upcast(w) - upcast(a)), self.norm).sum(dim=1))
+        dots = dots if self._shards is None else self._shards.add(dots)
         slopes = torch.zeros_like(radii)
-        for l, (g, w, a, n) in enumerate(zip(gradients, weights, self._anchor.values(), norms, strict=True)):
-            if g is not None:
-                g = g.to_dense() if g.is_sparse else g
-                rows = as_rows(upcast(g) * (upcast(w) - upcast(a)), self.norm).sum(dim=1)
-                active = radii[l].to(n) / (n + EPS) <= 1
-                slopes[l] = torch.where(active, rows / (n + EPS), 0.0).sum()
+        for l, (rows, n) in enumerate(zip(dots, norms, strict=True)):
+            active = radii[l].to(n) / (n + EPS) <= 1
+            slopes[l] = torch.where(active, rows / (n + EPS), 0.0).sum()
         return slopes
 
     def _regularizer_gradient(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
@@ -363,27 +388,46 @@ class TPGM:
                 raise ValueError(
                     "closure returned a loss without gradient: compute it with the model, not under no_grad"
                 )
-            trained = [p for p in self._params.values() if p.requires_grad]
+            trained, hooks = [p for p in self._params.values() if p.requires_grad], bool(self._fsdp or self._shards)
             if not trained:
                 raise ValueError("every constrained parameter has been frozen since construction")
             try:
-                gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+                gradients: Sequence[Tensor | None]
+                if hooks:
+                    gradients = self._through_hooks(loss, trained)
+                else:
+                    gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
             except RuntimeError as error:
                 if "second time" in str(error):
                     raise ValueError("closure called backward(): it must only return the loss") from error
+                if "use_reentrant" in str(error):
+                    raise ValueError(REENTRANT) from error
                 raise
+        if not hooks and any(g is None for g in gradients) and hides_gradients(loss):
+            raise ValueError(REENTRANT)
         if all(g is None for g in gradients):
             raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
         found = iter(gradients)
         return loss.detach(), [next(found) if p.requires_grad else None for p in self._params.values()]
 
+    def _through_hooks(self, loss: Tensor, trained: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Gradients by backward(), for the hooks of FSDP know nothing of ``torch.autograd.grad``."""
+        for p in trained:
+            p.grad = None  # of a backward() in the closure
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        return [None if p.grad is None else part(p.grad, p) for p in trained]
+
     def _average(self, loss: Tensor, slopes: Tensor) -> float:
-        """Mean over the processes of a DistributedDataParallel model, so that all take the same step."""
+        """Mean over the processes of a data-parallel or sharded model, so that all take the same step."""
         value = loss.reshape(1).to(slopes)
         if self._ddp is not None:
             both = torch.cat([value, slopes])
             dist.all_reduce(both, group=self._ddp.process_group)
             both /= dist.get_world_size(self._ddp.process_group)
+            value = both[:1]
+            slopes.copy_(both[1:])
+        elif self._shards is not None:
+            both = self._shards.average_(torch.cat([value, slopes]))
             value = both[:1]
             slopes.copy_(both[1:])
         result = float(value)
@@ -403,23 +447,26 @@ class TPGM:
 
         Data are copied into the parameters' own storage: wrappers, captured graphs and flat buffers stay valid.
         """
-        parameters = list(self._params.values())
-        weights = [p.detach().clone() for p in parameters]
+        parameters = [local(p.data) for p in self._params.values()]
+        weights = [p.clone() for p in parameters]
         self._swapped = True
         try:
-            for p, a, n, radius in self._each(norms, radii):
-                p.data.copy_(scale_rows(p.detach(), a, row_ratios(n, radius, EPS), self.norm))
+            for p, (_, a, n, radius) in zip(parameters, self._each(norms, radii), strict=True):
+                p.copy_(scale_rows(p, a, row_ratios(n, radius, EPS), self.norm))
+            reshard(self._fsdp)
             torch.clear_autocast_cache()  # an enclosing autocast may hold casts of the unprojected weights
             yield weights
         finally:
             for p, w in zip(parameters, weights, strict=True):
-                p.data.copy_(w)
+                p.copy_(w)
+            reshard(self._fsdp)
             torch.clear_autocast_cache()
             self._swapped = False
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Eval mode, no gradients to add to, no synchronization by DistributedDataParallel; all put back afterwards."""
+        reshard(self._fsdp)
         modes = [(module, module.training) for module in self.model.modules()]
         parameters = list(self.model.parameters())
         gradients = [p.grad for p in parameters]
@@ -433,17 +480,13 @@ class TPGM:
         for flag in synchronizing:
             setattr(self._ddp, flag, False)
         try:
-            yield
+            with own_pass(self._fsdp):
+                yield
         finally:
+            reshard(self._fsdp)
             for module, training in modes:
                 module.training = training
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.grad = gradient
             for flag, value in synchronizing.items():
                 setattr(self._ddp, flag, value)
-
-
-def _fingerprint(tensor: Tensor) -> Tensor:
-    """Sum and L1 norm in float64, on the CPU."""
-    values = tensor.detach().cpu().double()
-    return torch.stack([values.sum(), values.abs().sum()])

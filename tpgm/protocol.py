@@ -60,6 +60,8 @@ TRIED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     # from the weights of vanilla-bn
     "wise-ft-bn": _of("wise-ft", _FAST, "alpha", (0.25, 0.5, 0.75)),
     "tpgm-end-bn": _of("tpgm-end", {**_END, **_FAST}, "radius_lr", (1e-2, 1e-1, 1.0)),
+    # radii's steps in proportion to the higher learning rate
+    "tpgm-end-bn-w": _of("tpgm-end", {**_END, **_WEIGHT, **_FAST}, "radius_lr", (3e-4, 1e-3, 3e-3)),
     # at every step of the last fifth of training: the weights leave their anchor first
     "tpgm-late": _of("tpgm", {**_RADII, **_WEIGHT, "begin": 0.8}, "radius_lr", (3e-5, 1e-4, 3e-4)),
     "ftp": _of("ftp", {}, "kappa", (1.0, 0.5, 0.0)),

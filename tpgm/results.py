@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,6 +213,37 @@ def barrier_table(along: Mapping[str, Sequence[Row]]) -> str:
         best = [math.fsum(max(along_path(row), key=lambda p: p[n])[0] for row in rows) / len(rows) for n in (1, 2)]
         falls = [str(mean([barrier(row, what) for row in rows])) for what in ("id", "ood")]
         lines.append(f"| {name} | {falls[0]} | {falls[1]} | {best[0]:.2f} | {best[1]:.2f} | {len(rows)} |")
+    return "\n".join(lines)
+
+
+def ood_at(row: Row, id_accuracy: float) -> float | None:
+    """Mean OOD accuracy (a share) of a WiSE-FT path where it has this ID accuracy, interpolated between its ratios.
+
+    The highest OOD accuracy if the path passes there several times, None if it never does.
+    """
+    found = []
+    for (_, i, o), (_, i_next, o_next) in itertools.pairwise(along_path(row)):
+        if i != i_next and min(i, i_next) <= id_accuracy <= max(i, i_next):
+            found.append(o + (o_next - o) * (id_accuracy - i) / (i_next - i))
+    return max(found, default=None)
+
+
+def equal_id_table(along: Sequence[Row], controlled: Sequence[Row]) -> str:
+    """Markdown: for each penalty of TPGM-C its accuracies and its mean OOD accuracy minus WiSE-FT's at the same ID
+    accuracy, paired by seed; runs whose ID accuracy WiSE-FT's path does not reach have no partner."""
+    lines = [
+        "| method | ID | OOD mean | OOD minus WiSE-FT's at this ID | seeds with a partner |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    paths = {row["config"]["seed"]: row for row in along}
+    for (_, label, _), s in grouped(controlled).items():
+        pairs = [
+            row["ood"] - other
+            for row in s.rows
+            if row["config"]["seed"] in paths and (other := ood_at(paths[row["config"]["seed"]], row["id"])) is not None
+        ]
+        gain = str(mean(pairs)) if pairs else "–"
+        lines.append(f"| {label} | {s.of('id')} | {s.of('ood')} | {gain} | {len(pairs)} of {len(s.rows)} |")
     return "\n".join(lines)
 
 

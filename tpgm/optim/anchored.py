@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tpgm.projection import upcast
+from tpgm.sharded import is_sharded
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
 Group = dict[str, Any]
@@ -51,7 +52,8 @@ class AnchoredOptimizer(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters; without an "anchor" of its own it is anchored where it is now.
 
-        Raises ValueError for settings that cannot be and for anchors that do not fit; nothing is added then.
+        Raises ValueError for settings that cannot be and for anchors that do not fit, TypeError for sharded parameters
+        (DTensor); nothing is added then.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -138,6 +140,11 @@ def _anchors(group: Group) -> list[Tensor]:
     for label, p in zip(labels, params, strict=True):
         if not p.is_floating_point():
             raise ValueError(f"{label} is {p.dtype}; only real floating-point parameters can be optimized")
+        if is_sharded(p):
+            raise TypeError(
+                f"{label} is sharded over processes (DTensor), where this optimizer would take each part for a "
+                "tensor of its own; use DistributedDataParallel, or tpgm.TPGM with a torch optimizer"
+            )
     if anchor is False:
         return []
     if isinstance(anchor, str):

@@ -1,0 +1,177 @@
+"""Parameters whose parts lie on several processes (DTensor, of FSDP2 or tensor parallelism): what is added up where.
+
+A process works on its own part of every parameter and anchor. Only values of rows (norms, products with the gradient)
+are exchanged, so that every process knows those of all rows and takes the same step on the radii.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tpgm.projection import Norm
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor, told without importing what defines it."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a DTensor, in its own memory (call it where no gradient is recorded); others as is."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return found
+
+
+def part(tensor: Any, like: Any) -> Tensor:
+    """What of a whole tensor lies on this process where `like` does; a DTensor laid out otherwise is gathered first."""
+    if is_sharded(tensor):
+        if is_sharded(like) and (tensor.device_mesh, tensor.placements) == (like.device_mesh, like.placements):
+            return local(tensor)
+        return part(tensor.full_tensor(), like)
+    whole: Tensor = tensor
+    return _cut(whole, like, range(like.dim())) if is_sharded(like) else whole
+
+
+def _cut(tensor: Tensor, like: Any, dims: Sequence[int]) -> Tensor:
+    """The part of `tensor` that follows from how the dimensions `dims` of `like` are split, as ``torch.chunk`` does."""
+    mesh = like.device_mesh
+    for placement, size, rank in zip(like.placements, mesh.shape, mesh.get_coordinate(), strict=True):
+        if placement.is_shard() and placement.dim in dims:
+            chunks = tensor.chunk(size, placement.dim)
+            tensor = chunks[rank] if rank < len(chunks) else tensor.narrow(placement.dim, 0, 0)
+    return tensor
+
+
+class Shards:
+    """How the rows of sharded parameters lie on the processes, by index of the parameter.
+
+    params: parameters by name, some of them DTensors; the others are taken to be the same on every process. Of several
+    device meshes the largest must hold the processes of all. Raises TypeError for placements other than Shard and
+    Replicate.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], norm: Norm) -> None:
+        from torch.distributed.tensor import Replicate, Shard
+
+        self.norm = norm
+        self._rows: list[int] = []  # of the whole tensor
+        self._own: list[Tensor | None] = []  # which of them lie here; None: all
+        self._split: list[tuple[Any, tuple[int, ...]]] = []  # mesh and those of its dimensions that split the tensor
+        for name, p in params.items():
+            by_row = norm == "mars" and p.dim() > 1
+            self._rows.append(rows := p.shape[0] if by_row else 1)
+            placements: Sequence[Any] = getattr(p, "placements", ())
+            if any(type(place) not in (Shard, Replicate) for place in placements):
+                raise TypeError(f"{name} is laid out as {placements}; only Shard and Replicate are supported")
+            split = tuple(i for i, place in enumerate(placements) if place.is_shard())
+            self._split.append((getattr(p, "device_mesh", None), split))
+            divided = by_row and any(placements[i].dim == 0 for i in split)
+            self._own.append(_cut(torch.arange(rows), p, [0]).to(p.device) if divided else None)
+        self.mesh = max((mesh for mesh, _ in self._split if mesh is not None), key=lambda mesh: int(mesh.size()))
+        self.prints = self._fingerprints(anchor)
+
+    def own(self, index: int, values: Tensor) -> Tensor:
+        """Those of one value a row, shape (rows,), that belong to rows on this process."""
+        rows = self._own[index]
+        return values if rows is None else values[rows]
+
+    def add(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """From each process's sums over its part of its rows, those over whole rows, of all rows; by parameter.
+
+        values: shape (rows on this process,) each. Every process gets the same numbers.
+        """
+        whole: list[Tensor] = []
+        for index, value in enumerate(values):
+            rows = self._own[index]
+            whole.append(value if rows is None else value.new_zeros(self._rows[index]).index_copy(0, rows, value))
+        for (mesh, dims), members in self._alike():
+            flat = _sum(torch.cat([whole[i] for i in members]), mesh, dims)
+            for i, piece in zip(members, torch.split(flat, [self._rows[i] for i in members]), strict=True):
+                whole[i] = piece.to(whole[i])
+        return whole
+
+    def norms(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Row norms of whole tensors, of all rows, from those of the parts that lie here."""
+        if self.norm == "mars":
+            return self.add(parts)
+        squares = self.add([p.double().square() for p in parts])
+        return [square.sqrt().to(p) for square, p in zip(squares, parts, strict=True)]
+
+    def average_(self, values: Tensor) -> Tensor:
+        """The mean over all processes of the mesh, in place."""
+        return values.copy_(_sum(values, self.mesh, range(self.mesh.ndim)) / self.mesh.size())
+
+    def _alike(self) -> list[tuple[tuple[Any, tuple[int, ...]], list[int]]]:
+        """Indices of parameters that are split in the same way, in the same order on every process."""
+        found: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+        for i, (mesh, dims) in enumerate(self._split):
+            if dims:
+                found.setdefault((mesh, dims), []).append(i)
+        return list(found.items())
+
+    def _fingerprints(self, anchor: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of whole anchors, from this process's parts. Computed once: afterwards no process need wait for another."""
+        sums = torch.stack([fingerprint(a) for a in anchor.values()])
+        for (mesh, dims), members in self._alike():
+            sums[members] = _sum(sums[members], mesh, dims)
+        return dict(zip(anchor, sums.unbind(), strict=True))
+
+
+def _sum(values: Tensor, mesh: Any, dims: Iterable[int]) -> Tensor:
+    """Sums over dimensions of a mesh; on the mesh's device, for parameters may be kept on the CPU."""
+    sums = values.to(mesh.device_type, copy=True)
+    for i in dims:
+        dist.all_reduce(sums, group=mesh.get_group(i))
+    return sums.to(values.device)
+
+
+def fingerprint(tensor: Tensor) -> Tensor:
+    """Sum and L1 norm in float64, on the CPU."""
+    values = tensor.detach().cpu().double()
+    return torch.stack([values.sum(), values.abs().sum()])
+
+
+# --- modules of fully_shard
+
+Fsdp = Any  # torch.distributed.fsdp.FSDPModule, which is not imported for the sake of a name
+
+
+def fsdp_modules(model: nn.Module) -> list[Fsdp]:
+    """The modules to which ``fully_shard`` was applied, outermost first. Raises TypeError for the older FSDP."""
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise TypeError(
+            "FullyShardedDataParallel hides tensors in flat buffers; shard with fully_shard (FSDP2) instead"
+        )
+    return [m for m in model.modules() if any(c.__name__ == "FSDPModule" for c in type(m).__mro__)]
+
+
+def reshard(modules: Sequence[Fsdp]) -> None:
+    """Drop gathered parameters that a forward pass has left, so that the next one gathers what the parts hold now."""
+    for module in modules:
+        module.reshard()
+
+
+@contextmanager
+def own_pass(modules: Sequence[Fsdp]) -> Iterator[None]:
+    """For a backward pass that is not the user's. Raises RuntimeError where gradients are still being accumulated."""
+    for module in modules:
+        state = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        if any(group is not None and not group.reduce_grads for group in groups):
+            raise RuntimeError(
+                "the model accumulates gradients without synchronizing them: call update() after optimizer.step(), or "
+                "model.set_requires_gradient_sync(True) before it"
+            )
+    try:
+        yield
+    except BaseException:
+        for module in modules:
+            if module._get_fsdp_state()._is_root:  # older versions of torch cannot forget a pass that broke off
+                getattr(module, "reset_iter_state", lambda: None)()
+        raise
