@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import os
 import re
 import subprocess
 import sys
@@ -57,3 +58,18 @@ def test_the_core_asks_for_torch_and_numpy_only(wheel: zipfile.ZipFile) -> None:
     assert about["License-Expression"] == "MIT"
     assert {"text", "transformers", "lightning"} <= set(about.get_all("Provides-Extra", []))
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_a_command_that_needs_more_than_the_core_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "from tpgm.cli import main\n"
+        "sys.exit(main(['finetune', 'icons-resnet', 'icons', '--out', 'x']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "accelerate" in done.stderr
+    assert "pip install 'tpgm[train]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         if args.debug:
             raise
-        print(f"tpgm: {error}", file=sys.stderr)
+        bare = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
+        advice = "; commands that train need more than the core: pip install 'tpgm[train]'" if bare else ""
+        print(f"tpgm: {error}{advice}", file=sys.stderr)
         return 1
 
 
