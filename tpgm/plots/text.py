@@ -61,6 +61,8 @@ def by_topic(summaries: Mapping[str, Summary]) -> Figure:
             axes.axhline(line, color=ANCHOR_COLOR, lw=0.5)
         axes.set_yticks(np.arange(len(topics)), ["airlines (ID)", *topics[1:]])
         axes.invert_yaxis()
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(0, left), min(100, right))
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="macro-F1 (%)")
         figure.legend(loc="outside lower center", ncols=4)
