@@ -3,8 +3,8 @@
 Fine-tuned on 5 % of the airline tweets (666), tested on 400 others and on 200 of each other topic. For each method
 three settings on seed 0; the one with the highest accuracy on 300 ID validation tweets is run with seeds 1 and 2; other
 topics have no say. The weights of LP-FT from which WiSE-FT and TPGM at the end start are run with all seeds too,
-whatever was chosen (added once the first rows were there; it chooses nothing). Methods see about the same number of training
-steps. Runs are in bfloat16 autocast, so that two shared cores can do them.
+whatever was chosen (added once the first rows were there; it chooses nothing). Methods see about the same number of
+training steps. Runs are in bfloat16 autocast, so that two shared cores can do them.
 """
 
 from __future__ import annotations
