@@ -213,6 +213,17 @@ def test_the_protocol_runs_what_is_missing_and_the_command_line_shows_it(
     assert "unknown label 'nothing'" in capsys.readouterr().err
 
 
+def test_lp_ft_is_also_run_where_others_start() -> None:
+    candidates = protocol.configs("lp-ft", 0)
+    rows = [{"config": c, "val": val} for c, val in zip(candidates, (0.9, 0.5, 0.6), strict=True)]
+    todo = [(c["seed"], c["settings"]["lr"]) for c in protocol.due(rows, ["lp-ft"])]
+    assert todo == [(1, 3e-5), (2, 3e-5), (1, 1e-4), (2, 1e-4)]
+    rows[1]["val"] = 1.0
+    todo = [(c["seed"], c["settings"]["lr"]) for c in protocol.due(rows, ["lp-ft"])]
+    assert todo == [(1, 1e-4), (2, 1e-4)]
+    assert [row["config"]["settings"]["lr"] for row in protocol.start(rows).rows] == [1e-4]
+
+
 def test_every_label_tries_three_settings_and_nothing_else_differs() -> None:
     for label, (method, _, name, values) in protocol.TRIED.items():
         found = [experiment.resolve(c) for c in protocol.configs(label, 0)]

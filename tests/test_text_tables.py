@@ -45,7 +45,7 @@ def test_differences_are_paired_by_seed_and_say_what_is_clear() -> None:
     assert not lines[3].startswith("| a | c | **")
     one = made("d", {0: 6})
     assert math.isnan(tables.difference(one, MADE["b"], "id").half)
-    assert "level with b" in tables.verdict({"d": one, "b": MADE["b"]}, "d", "id")
+    assert "of one seed only beside b" in tables.verdict({"d": one, "b": MADE["b"]}, "d", "id")
 
 
 def test_the_topic_table_shows_what_one_answer_would_score() -> None:

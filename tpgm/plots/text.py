@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tpgm.experiment import Row
 from tpgm.plots.experiments import look
-from tpgm.plots.style import ANCHOR_COLOR, book_style
+from tpgm.plots.style import ANCHOR_COLOR, CYCLE, book_style
 from tpgm.results import Summary
 from tpgm.text.tables import KEYS, on_topic, topics_of
 
@@ -28,11 +28,11 @@ def id_against_ood(summaries: Mapping[str, Summary], rerun: Mapping[str, Row] | 
             for label, s in summaries.items():
                 i, o = s.of(inside), s.of(outside)
                 bars = {"xerr": 100 * i.half, "yerr": 100 * o.half} if not math.isnan(i.half) else {}
-                style = {"ls": "", "ms": 7, "elinewidth": 0.8, **look(label, labels)}
+                style = {"ls": "", "ms": 7, "elinewidth": 0.8, **_look(label, labels)}
                 axes.errorbar(100 * i.value, 100 * o.value, **bars, **style, label=label)
             for label, row in (rerun or {}).items():
                 axes.plot(
-                    100 * row[inside], 100 * row[outside], ls="", ms=9, mfc="none", mew=1.6, **look(label, labels)
+                    100 * row[inside], 100 * row[outside], ls="", ms=9, mfc="none", mew=1.6, **_look(label, labels)
                 )
             axes.set(xlabel=f"ID {score} (%)", ylabel=f"mean OOD {score} (%)", title=score)
         handles, names = panels[0].get_legend_handles_labels()
@@ -53,7 +53,7 @@ def by_topic(summaries: Mapping[str, Summary]) -> Figure:
         for label, offset in zip(labels, offsets, strict=True):
             found = [on_topic(summaries[label], topic, "macro-F1") for topic in topics]
             half = [0.0 if math.isnan(m.half) else 100 * m.half for m in found]
-            style = {"ls": "", "ms": 5, "elinewidth": 0.8, **look(label, labels)}
+            style = {"ls": "", "ms": 5, "elinewidth": 0.8, **_look(label, labels)}
             axes.errorbar(
                 [100 * m.value for m in found], np.arange(len(topics)) + offset, xerr=half, **style, label=label
             )
@@ -61,8 +61,15 @@ def by_topic(summaries: Mapping[str, Summary]) -> Figure:
             axes.axhline(line, color=ANCHOR_COLOR, lw=0.5)
         axes.set_yticks(np.arange(len(topics)), ["airlines (ID)", *topics[1:]])
         axes.invert_yaxis()
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(0, left), min(100, right))
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="macro-F1 (%)")
         figure.legend(loc="outside lower center", ncols=4)
         plt.close(figure)
     return figure
+
+
+def _look(label: str, labels: Sequence[str]) -> dict[str, str]:
+    """`look`, but black where colours would begin anew."""
+    return {**look(label, labels), **({"color": "black"} if list(labels).index(label) >= len(CYCLE) else {})}

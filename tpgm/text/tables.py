@@ -96,12 +96,17 @@ def difference_table(summaries: Mapping[str, Summary], ours: Sequence[str]) -> s
 
 
 def verdict(summaries: Mapping[str, Summary], label: str, what: str) -> str:
-    """One sentence: which methods `label` is above, below or level with, by the intervals of the paired difference."""
-    said: dict[str, list[str]] = {"above": [], "below": [], "level with": []}
+    """One sentence: which methods `label` is above, below or level with, by the intervals of the paired difference.
+
+    Where a single seed is shared there is no interval, and it says so.
+    """
+    alone = "of one seed only beside"
+    said: dict[str, list[str]] = {"above": [], "below": [], "level with": [], alone: []}
     for other, s in summaries.items():
         if other != label:
             m = difference(summaries[label], s, what)
-            said["level with" if not _clear(m) else "above" if m.value > 0 else "below"].append(other)
+            where = "above" if m.value > 0 else "below"
+            said[alone if math.isnan(m.half) else where if _clear(m) else "level with"].append(other)
     parts = [f"{where} {', '.join(names)}" for where, names in said.items() if names]
     return f"{label} is {'; '.join(parts)}"
 
