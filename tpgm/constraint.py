@@ -266,7 +266,8 @@ class TPGM:
         self._refuse_while_swapped("project_")
         if not self.optimizer.state and bool(self._radii.isinf().all()):
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
-        if unmoved and self._norms is not None and self._measured_at == self._versions():
+        seen = self._measured_at
+        if unmoved and self._norms is not None and seen is not None and seen == self._versions():
             norms = self._norms
         else:
             norms = self._norms = self._measure()
@@ -338,7 +339,10 @@ class TPGM:
 
     # --- pieces
 
-    def _versions(self) -> list[tuple[int, int]]:
+    def _versions(self) -> list[tuple[int, int]] | None:
+        """Where the weights lie and how often they have changed; None if parts lie on other processes."""
+        if self._shards is not None:
+            return None
         return [(p.data_ptr(), p._version) for p in self._params.values()]
 
     def _weights(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
 
-BLOCK = 1 << 17  # numbers: of 16384 to 262144 the fastest measured; one float32 scratch stays in second-level cache
+BLOCK = 1 << 17  # numbers: of 2¹⁴ to 2¹⁸ the fastest measured; one scratch of float32 stays in second-level cache
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
 
 
