@@ -85,7 +85,8 @@ METHODS: dict[str, Method] = {
         "radii learned on validation data along with the weights (arXiv 2303.10720)",
         {
             **_RADII,
-            "every": (1, "training steps between projections"),
+            "every": (1, "training steps between projections; auto: as many as the radii's speed allows"),
+            "tolerance": (0.25, "of every=auto: the share by which ratios may move between two updates"),
             "updates": (1, "projection updates before each projection"),
         },
     ),
@@ -125,6 +126,7 @@ _CHOICES = {
     "val_data": ("val", "train"),
     "outer_loss": ("labels", "entropy"),
 }
+_WORDS = {"every": "auto"}  # which a number may be replaced with
 _AT_LEAST_ONE = ("epochs", "batch_size", "every", "updates", "val_batch_size")
 _AT_MOST_ONE = ("warmup", "kappa")
 
@@ -154,6 +156,8 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
     settings = {name: _checked(name, given.get(name, default), default) for name, (default, _) in valid.items()}
     if method == "partial" and not settings["train"]:
         raise ValueError("partial needs train: patterns of the parameters to train, such as train=['layer4.*']")
+    if settings.get("tolerance") == 0:
+        raise ValueError("tolerance must be above 0: for an update at every step set every to 1")
     if method in ("spd", "digrap") and settings["optimizer"] != "adamw":
         raise ValueError(f"{method} is an Adam method: optimizer must be 'adamw'")
     return settings
@@ -162,6 +166,8 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
 def parse(method: str, name: str, text: str) -> Any:
     """A setting's value from the command line's text. Raises ValueError if it does not read as the right type."""
     default = options(method).get(name, (text, ""))[0]
+    if text == _WORDS.get(name):
+        return text
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")
@@ -172,12 +178,18 @@ def parse(method: str, name: str, text: str) -> Any:
         try:
             return type(default)(text)
         except ValueError:
-            raise ValueError(f"{name} must be of type {type(default).__name__}, got {text!r}") from None
+            raise ValueError(f"{name} must be of type {_kind(name, type(default))}, got {text!r}") from None
     return text
+
+
+def _kind(name: str, kind: type) -> str:
+    return kind.__name__ + (f" or {_WORDS[name]!r}" if name in _WORDS else "")
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
     kind = type(default)
+    if isinstance(value, str) and value == _WORDS.get(name):
+        return value
     if isinstance(value, np.generic):
         value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -185,7 +197,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if type(value) is not kind:
-        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        raise ValueError(f"{name} must be of type {_kind(name, kind)}, got {value!r}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, _CHOICES[name]))}, got {value!r}")
     if kind in (int, float):

@@ -36,6 +36,7 @@ from tpgm.methods import COMMON, Settings, resolve
 from tpgm.names import aliases, matches, require_match
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 from tpgm.result import Result
+from tpgm.schedule import Adaptive
 
 CHECKPOINT_SECONDS = 60.0
 MOMENTUM = 0.9
@@ -127,6 +128,7 @@ class _Run:
         self.at = Progress()
         self.best: dict[str, Tensor] | None = None
         self.constraint: TPGM | None = None
+        self.schedule: Adaptive | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.saved: dict[str, Any] | None = None
         self.show = progress and self.accelerator.is_main_process
@@ -163,7 +165,7 @@ class _Run:
                     if shared is not None:
                         self._keep(shared, before + time.monotonic() - began - entered)
                 self.at.stage, self.at.step = self.at.stage + 1, 0
-                self.optimizer = self.constraint = None
+                self.optimizer = self.constraint = self.schedule = None
                 boundary(force=True)
             self.at.seconds = before + time.monotonic() - began
         return self._finish()
@@ -192,6 +194,7 @@ class _Run:
         optimizer = self.optimizer = self.accelerator.prepare_optimizer(self._optimizer(trainable, lr, full))
         if full and self.method == "tpgm":
             self.constraint = self._constraint(net)
+            self.schedule = Adaptive(c["tolerance"]) if c["every"] == "auto" else None
         self._load_stage()
         self._set_modes(net, full and self.method != "linear-probe")
         batches = index_batches(len(self.data.train), c["batch_size"], derive(c["seed"], stage), self.at.step)
@@ -307,10 +310,25 @@ class _Run:
         c = self.config
         if self.method == "mars-sp":
             project_fixed(self.net, self.anchor, c["radius"], c["norm"])
-        if self.method == "tpgm" and (step + 1) % c["every"] == 0:
+        if self.schedule is not None:
+            self._after_scheduled_step(net, step)
+        elif self.method == "tpgm" and (step + 1) % c["every"] == 0:
             assert self.constraint is not None
             for update in range(c["updates"]):
                 self._radius_update(net, (step + 1) // c["every"] * c["updates"] + update)
+            self.constraint.project_()
+
+    def _after_scheduled_step(self, net: nn.Module, step: int) -> None:
+        """every=auto: an update where one is due; what an epoch leaves behind is projected in any case."""
+        assert self.constraint is not None
+        assert self.schedule is not None
+        due = self.schedule.step()
+        if due:
+            first = (self.schedule.updates + 1) * self.config["updates"]
+            with self.schedule.covering(self.constraint):
+                for update in range(self.config["updates"]):
+                    self._radius_update(net, first + update)
+        if due or (step + 1) % self.per_epoch == 0:
             self.constraint.project_()
 
     def _radius_update(self, net: nn.Module, number: int) -> None:
@@ -487,6 +505,7 @@ class _Run:
             "learned": list(self.learned),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
         content = io.BytesIO()  # torch.save's own errors would not tell that the disk is full
         torch.save(state, content)
@@ -521,6 +540,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.constraint is not None and state["constraint"] is not None:
             self.constraint.load_state_dict(state["constraint"])
+        if self.schedule is not None and state.get("schedule") is not None:
+            self.schedule.load_state_dict(state["schedule"])
 
     def save(self, result: Result) -> None:
         assert self.folder is not None
