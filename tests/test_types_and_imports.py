@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = [
     "__init__", "anchor", "baselines", "batches", "constraint", "evaluate", "files", "integrations", "interpolation",
     "methods", "names", "optim/__init__", "optim/anchored", "optim/digrap", "optim/ftp", "optim/spd", "projection",
-    "result", "sharded", "summary",
+    "result", "schedule", "sharded", "summary",
 ]  # fmt: skip
 # one cache for all: reading torch's types takes a minute the first time
 OPTIONS = ("--follow-imports", "silent", "--cache-dir", str(ROOT / ".mypy_cache"))

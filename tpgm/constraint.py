@@ -187,7 +187,7 @@ class TPGM:
 
     # --- the algorithm
 
-    def update(self, closure: Callable[[], Tensor]) -> float:
+    def update(self, closure: Callable[[], Tensor], *, covers: int = 1, limit: float = 0.5) -> float:
         """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
 
         closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a
@@ -195,10 +195,15 @@ class TPGM:
         float16. Activation checkpointing must be of the non-reentrant kind. While the closure runs, the model's
         parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients, modes and
         buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm] before use.
+        covers: how many training steps this update stands for, where not each has its own. A radius then moves up to
+        that many times Adam's step, though no further than by the share `limit` of itself, unless Adam's step alone
+        does; 1 is the published algorithm.
         Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or ValueError if the
         loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights are then as
         before the call. On several processes all must call it, as also `project_` and `projected`.
         """
+        if not (covers >= 1 and limit > 0):
+            raise ValueError(f"covers must be at least 1 and limit above 0, got {covers} and {limit}")
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
@@ -219,6 +224,10 @@ class TPGM:
         with torch.no_grad():
             if self._unit is not None:
                 self._radii.mul_(self._unit)
+            if covers > 1:
+                step = self._radii - radii
+                reach = (limit * radii / step.abs()).clamp(1.0, covers)
+                self._radii.copy_(torch.where(radii.isfinite() & (step != 0), radii + reach * step, self._radii))
             self._radii.clamp_(min=EPS)
         self.optimizer.zero_grad(set_to_none=True)
         return value

@@ -325,9 +325,9 @@ class _Run:
         due = self.schedule.step()
         if due:
             first = (self.schedule.updates + 1) * self.config["updates"]
-            with self.schedule.covering(self.constraint):
-                for update in range(self.config["updates"]):
-                    self._radius_update(net, first + update)
+            for update in range(self.config["updates"]):
+                self._radius_update(net, first + update)
+            self.schedule.observe(self.constraint)
         if due or (step + 1) % self.per_epoch == 0:
             self.constraint.project_()
 
@@ -347,7 +347,8 @@ class _Run:
                 return cross_entropy(logits, y)
 
         assert self.constraint is not None
-        self.constraint.update(closure)
+        covers = {"covers": self.schedule.since, "limit": self.schedule.tolerance} if self.schedule else {}
+        self.constraint.update(closure, **covers)
 
     def _keep_learned(self, at_best: bool = False) -> None:
         """Note ratios and radii of the weights that are kept: the best ones, or those at the end of the stage."""
