@@ -21,6 +21,9 @@ from tpgm.names import default_groups, matches
 from tpgm.projection import Norm
 from tpgm.reference import ReferenceTPGM
 
+# biases before a BatchNorm in train mode: their gradient is 0 but for rounding, which decides whether they move at all
+NOISE = {"mlp": (), "conv": ("0.bias", "3.bias"), "transformer": ()}
+
 
 def alternate(
     model: nn.Module,
@@ -74,7 +77,7 @@ def alternate(
 @pytest.mark.parametrize("kind", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize("norm", ["l2", "mars"])
 def test_equal_to_the_twin_over_100_alternating_steps(kind: str, norm: Norm) -> None:
-    moved = alternate(*build(kind), steps=100, norm=norm, tolerance=1e-6)
+    moved = alternate(*build(kind), steps=100, norm=norm, exclude=NOISE[kind], tolerance=1e-6)
     assert moved > 1e-2  # the run went somewhere
 
 
@@ -83,7 +86,16 @@ def test_equal_to_the_twin_over_100_alternating_steps(kind: str, norm: Norm) -> 
 def test_equal_with_steps_for_each_weight(norm: Norm, start: Start) -> None:
     model, x, y = build("conv")
     moved = alternate(
-        model.double(), x.double(), y, steps=60, norm=norm, unit="weight", start=start, lr=2e-3, tolerance=1e-9
+        model.double(),
+        x.double(),
+        y,
+        steps=60,
+        norm=norm,
+        exclude=NOISE["conv"],
+        unit="weight",
+        start=start,
+        lr=2e-3,
+        tolerance=1e-9,
     )
     assert moved > 1e-2
 
