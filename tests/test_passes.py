@@ -10,7 +10,7 @@ import tpgm.passes
 from tpgm.passes import Passes
 from tpgm.projection import Norm, as_rows, row_norms, row_ratios, scale_rows, upcast
 
-SHAPES = ((), (7,), (5, 6), (4, 3, 3, 3), (6, 1, 2), (3, 50), (1, 9))
+SHAPES = ((), (40,), (5, 6), (4, 3, 3, 3), (6, 1, 2), (3, 50), (1, 9))
 
 
 def tensors(kind: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
@@ -97,3 +97,20 @@ def test_sparse_gradients_and_long_rows() -> None:
     long, start = torch.randn(2, 100_000, dtype=torch.float64), torch.randn(2, 100_000, dtype=torch.float64)
     torch.testing.assert_close(Passes("mars").measure([long], [start])[0], (long - start).abs().sum(dim=1))
     torch.testing.assert_close(Passes("l2").measure([long], [start])[0], (long - start).norm().reshape(1))
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "channels last", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_advance_equals_its_pieces(norm: Norm, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpgm.passes, "BLOCK", 16)
+    passes = Passes(norm)
+    for w, a, g, d in zip(*(tensors(kind, dtype, seed) for seed in range(4)), strict=True):
+        before = upcast(d).clone()
+        after = before.clone()
+        products, norms = passes.advance(g, after, w, a)
+        delta = upcast(w) - upcast(a)
+        tight = {"rtol": 2e-6, "atol": 2e-6}
+        torch.testing.assert_close(products, as_rows(upcast(g) * before, norm).sum(dim=1), **tight)
+        torch.testing.assert_close(norms, row_norms(delta, norm), **tight)
+        assert torch.equal(after, delta)

@@ -316,7 +316,7 @@ class _Run:
             assert self.constraint is not None
             for update in range(c["updates"]):
                 self._radius_update(net, (step + 1) // c["every"] * c["updates"] + update)
-            self.constraint.project_()
+            self.constraint.project_(unmoved=True)
 
     def _after_scheduled_step(self, net: nn.Module, step: int) -> None:
         """every=auto: an update where one is due; what an epoch leaves behind is projected in any case."""
@@ -329,7 +329,7 @@ class _Run:
                 self._radius_update(net, first + update)
             self.schedule.observe(self.constraint)
         if due or (step + 1) % self.per_epoch == 0:
-            self.constraint.project_()
+            self.constraint.project_(unmoved=due)
 
     def _radius_update(self, net: nn.Module, number: int) -> None:
         """One projection update on validation batch `number`."""
