@@ -349,7 +349,7 @@ class TPGM:
 
     def _scale(self, outs: Sequence[Tensor], weights: Sequence[Tensor], radii: Tensor, norms: Sequence[Tensor]) -> None:
         """Projected weights into `outs`, of sharded ones what lies here."""
-        ratios = self._row_ratios(radii, norms).split([len(n) for n in norms])
+        ratios = torch.split(self._row_ratios(radii, norms), [len(n) for n in norms])
         own = ratios if self._shards is None else [self._shards.own(i, r) for i, r in enumerate(ratios)]
         self._passes.scale(outs, weights, self._anchors(), [r.to(n) for r, n in zip(own, norms, strict=True)])
 

@@ -221,7 +221,7 @@ class Passes:
     def _group_rows(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the rows of tensors laid end to end."""
         counts = [w.shape[0] if self.norm == "mars" and w.dim() > 1 else 1 for w in like]
-        return list(torch.segment_reduce(flat, "sum", lengths=self._lengths(like, counts)).split(counts))
+        return list(torch.split(torch.segment_reduce(flat, "sum", lengths=self._lengths(like, counts)), counts))
 
     def _lengths(self, like: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         columns = [w.numel() // max(1, rows) for w, rows in zip(like, counts, strict=True)]
@@ -235,7 +235,7 @@ class Passes:
         alpha = torch.cat(list(ratios)).repeat_interleave(lengths, output_size=sum(sizes))
         end = upcast(_end_to_end(weights))
         start = upcast(_end_to_end(anchors).to(end.device, non_blocking=True))
-        parts = torch.where(alpha < 1, start + alpha * (end - start), end).split(sizes)
+        parts = torch.split(torch.where(alpha < 1, start + alpha * (end - start), end), sizes)
         torch._foreach_copy_(list(outs), [part.view(out.shape) for part, out in zip(parts, outs, strict=True)])
 
 
