@@ -244,6 +244,85 @@ def test_the_anchor_is_a_copy_and_follows_the_model() -> None:
     assert tpgm.anchor["0.weight"].dtype == torch.float64
 
 
+@pytest.mark.parametrize("norm", ["l2", "mars"])
+def test_norms_of_the_update_serve_the_projection_until_the_weights_move(norm) -> None:
+    found = {}
+    for unmoved in (False, True):
+        torch.manual_seed(0)
+        model, anchor, closure = displaced("conv")
+        tpgm = TPGM(model, anchor=anchor, norm=norm)
+        tpgm.update(closure)
+        measured: list[int] = []
+        measure = tpgm._measure
+        tpgm._measure = lambda m=measure, seen=measured: (seen.append(1), m())[1]  # type: ignore[method-assign]
+        tpgm.project_(unmoved=unmoved)
+        assert bool(measured) is not unmoved
+        found[unmoved] = snapshot(model)
+        tpgm.project_(unmoved=unmoved)  # the projection itself has moved them
+        assert measured
+        measured.clear()
+        tpgm.update(closure)
+        measured.clear()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()  # no gradients: nothing moves
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        tpgm.project_(unmoved=unmoved)
+        assert measured
+    for name, tensor in found[True].items():
+        assert torch.equal(tensor, found[False][name])
+
+
+@pytest.mark.parametrize("kind", ["conv", "transformer"])
+def test_memory_of_its_own_is_pointed_to_and_shared_memory_written_to(kind: str) -> None:
+    """The same radii whether parameters are views of one flat tensor or lie each for itself; with and without copy."""
+    radii = []
+    for flat in (False, True):
+        for keep in (True, False):
+            torch.manual_seed(0)
+            model, anchor, closure = displaced(kind)
+            if flat:
+                sizes = [p.numel() for p in model.parameters()]
+                whole = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+                for p, piece in zip(model.parameters(), whole.split(sizes), strict=True):
+                    p.data = piece.view(p.shape)
+            tpgm = TPGM(model, anchor=anchor, keep_copy=keep)
+            assert tpgm._own_memory() is not flat
+            where = [p.data_ptr() for p in model.parameters()]
+            for _ in range(3):
+                tpgm.update(closure)
+                tpgm.project_()
+            assert [p.data_ptr() for p in model.parameters()] == where
+            assert bool(tpgm._copies) is keep
+            radii.append(tpgm.radii)
+    assert radii[1:] == [radii[0]] * 3
+
+
+def test_anchor_in_another_type_or_on_the_host() -> None:
+    results = []
+    for settings in ({}, {"anchor_dtype": torch.bfloat16}, {"anchor_device": "cpu"}):
+        torch.manual_seed(0)
+        model, x, y = build("mlp")
+        with torch.no_grad():
+            for p in model.parameters():  # exact in bfloat16: the same anchor then
+                p.copy_(p.bfloat16())
+        tpgm = TPGM(model, **settings)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        for _ in range(3):
+            tpgm.update(lambda m=model, x=x, y=y: cross_entropy(m(x), y))
+        tpgm.project_()
+        results.append(tpgm.radii)
+        half = settings.get("anchor_dtype", torch.float32)
+        assert all(a.dtype == half for a in tpgm.anchor.values())
+        again = TPGM(model, anchor=tpgm.anchor, **settings)
+        again.load_state_dict(tpgm.state_dict())
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+    assert results[2] == results[0]
+    with pytest.raises(ValueError, match="anchor_dtype must be a floating-point type"):
+        TPGM(model, anchor_dtype=torch.int8)
+
+
 # --- wrappers
 
 

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
 from tpgm.gradients import REENTRANT, hides_gradients
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
-from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, scale_rows, upcast
+from tpgm.passes import Passes
+from tpgm.projection import Norm, check_norm, row_ratios
 from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, own_pass, part, reshard
 
 Unit = Literal["norm", "weight"]
@@ -52,6 +53,12 @@ class TPGM:
     half the smallest row norm of the displacement at the first update, or "largest", its largest one: no constraint at
     first.
 
+    Memory: the anchor, and during an update one copy of the constrained weights and the gradients of the validation
+    loss. anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves that of float32 weights, and displaces
+    it by up to 2⁻⁹ of each weight, from which displacements then count). anchor_device: keep it there ("cpu": in the
+    host's memory; it is streamed to the weights' device in every pass). keep_copy: on a CPU, keep the memory of that
+    copy between updates, because fresh memory costs more time there than the arithmetic; False gives it back.
+
     Parameters that are frozen at construction or excluded are left alone, a tied parameter is constrained once, and one
     that has not moved yet gets its radius at the first update after it has. Radii are float32 (float64 for float64
     models); weights may be of any floating-point type.
@@ -72,6 +79,9 @@ class TPGM:
         groups: Sequence[Sequence[str]] | None = None,
         unit: Unit = "norm",
         start: Start = "half-smallest",
+        anchor_dtype: torch.dtype | None = None,
+        anchor_device: torch.device | str | None = None,
+        keep_copy: bool = True,
     ) -> None:
         check_norm(norm)
         choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -84,11 +94,15 @@ class TPGM:
         for what, value in (("lr", lr), ("penalty", penalty), ("tv", tv)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
+        if anchor_dtype is not None and not anchor_dtype.is_floating_point:
+            raise ValueError(f"anchor_dtype must be a floating-point type, got {anchor_dtype}")
         exclude = as_patterns(exclude, "exclude")
         self._fsdp = fsdp_modules(model)
         reshard(self._fsdp)
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
         self.unit, self.start = unit, start
+        self._keeping = (None if anchor_device is None else torch.device(anchor_device), anchor_dtype)
+        self._passes, self._keep_copy, self._copies = Passes(norm), keep_copy, list[Tensor]()
         parameters = aliases(model)
         given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
         for pattern in exclude:
@@ -112,10 +126,7 @@ class TPGM:
             self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
         else:
             found = match_anchor(model, given, self._params, exclude)
-            # laid out as the parameter is: arithmetic between two memory formats is slow
-            self._anchor = {
-                n: torch.empty_like(local(p.data)).copy_(part(found[n].detach(), p)) for n, p in self._params.items()
-            }
+            self._anchor = {n: self._kept(local(p.data), part(found[n].detach(), p)) for n, p in self._params.items()}
         self._shards = Shards(self._params, self._anchor, norm) if sharded else None
         self._pairs = self._neighbours(groups)
 
@@ -127,7 +138,18 @@ class TPGM:
         self._unit = None if unit == "norm" else self._weight_units(dtype, first.device)
         self.optimizer = torch.optim.Adam([self._radii], lr=lr)
         self._norms: list[Tensor] | None = None  # row norms when last measured; what ratios() speaks of
+        self._measured_at: list[tuple[int, int]] | None = (
+            None  # the weights of the last update, as torch counts changes
+        )
         self._swapped = False
+
+    def _kept(self, like: Tensor, anchor: Tensor) -> Tensor:
+        """A copy of the anchor for the weights `like`, laid out as they are: two memory formats together are slow."""
+        device, dtype = self._keeping
+        device = like.device if device is None else device
+        pinned = device.type == "cpu" and like.device.type == "cuda"  # copies to the GPU then need not wait
+        empty = torch.empty_like(like, dtype=dtype or like.dtype, device=device)
+        return (empty.pin_memory() if pinned else empty).copy_(anchor)
 
     def _weight_units(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Norm of a displacement of 1 in every weight of a row ("mars") or tensor ("l2"), one value a tensor."""
@@ -188,7 +210,7 @@ class TPGM:
 
     # --- the algorithm
 
-    def update(self, closure: Callable[[], Tensor]) -> float:
+    def update(self, closure: Callable[[], Tensor], *, covers: int = 1, limit: float = 0.5) -> float:
         """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
 
         closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a gradient;
@@ -196,10 +218,15 @@ class TPGM:
         Activation checkpointing must be of the non-reentrant kind (``use_reentrant=False``). While the closure runs,
         the model's parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients,
         modes and buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm]
-        before use. Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
+        before use. covers: how many training steps this update stands for, where not each has its own; a radius then
+        moves up to that many times Adam's step, though no further than by the share `limit` of itself, unless Adam's
+        step alone does; 1 is the published algorithm.
+        Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
         ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
         are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
+        if not (covers >= 1 and limit > 0):
+            raise ValueError(f"covers must be at least 1 and limit above 0, got {covers} and {limit}")
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
@@ -212,7 +239,7 @@ class TPGM:
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
             raise FloatingPointError("the gradient of the validation loss is NaN or infinite; radii are unchanged")
-        self._norms = norms
+        self._norms, self._measured_at = norms, self._versions()
         with torch.no_grad():
             self._radii.copy_(radii if self._unit is None else radii / self._unit)
         self._radii.grad = slopes if self._unit is None else slopes * self._unit
@@ -220,23 +247,34 @@ class TPGM:
         with torch.no_grad():
             if self._unit is not None:
                 self._radii.mul_(self._unit)
+            if covers > 1:
+                step = self._radii - radii
+                reach = (limit * radii / step.abs()).clamp(1.0, covers)
+                self._radii.copy_(torch.where(radii.isfinite() & (step != 0), radii + reach * step, self._radii))
             self._radii.clamp_(min=EPS)
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
     @torch.no_grad()
-    def project_(self) -> None:
+    def project_(self, *, unmoved: bool = False) -> None:
         """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
 
+        unmoved: the weights are as they were at the last `update`, whose norms serve again, which more than halves the
+        time. Changes that torch counts (every optimizer's) are noticed and measured; writing to ``p.data`` is not.
         Before the first `update` no radius exists: the weights stay as they are and a warning says so.
         """
         self._refuse_while_swapped("project_")
         if not self.optimizer.state and bool(self._radii.isinf().all()):
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
-        norms = self._norms = self._measure()
+        seen = self._measured_at
+        if unmoved and self._norms is not None and seen is not None and seen == self._versions():
+            norms = self._norms
+        else:
+            norms = self._norms = self._measure()
+        self._measured_at = None  # the projection moves them
         self._radii.copy_(self._clipped(norms))
-        for p, a, n, radius in self._each(norms, self._radii):
-            p.copy_(scale_rows(p, a, row_ratios(n, radius, EPS), self.norm))
+        weights = self._weights()
+        self._scale(weights, weights, self._radii.detach(), norms)
         reshard(self._fsdp)
 
     @contextmanager
@@ -244,6 +282,7 @@ class TPGM:
         """Context under which the model has the projected weights (to evaluate or save it); undone on leaving."""
         self._refuse_while_swapped("projected")
         norms = self._norms = self._measure()
+        self._measured_at = None
         with self._swapped_in(self._clipped(norms), norms):
             yield
 
@@ -300,11 +339,38 @@ class TPGM:
 
     # --- pieces
 
-    def _each(self, norms: Sequence[Tensor], radii: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Weights (to be written to), anchor, row norms and radius of every tensor; of sharded ones what lies here."""
-        shards = self._shards
-        for i, (p, a, n, r) in enumerate(zip(self._params.values(), self._anchor.values(), norms, radii, strict=True)):
-            yield local(p.detach()), a, n if shards is None else shards.own(i, n), r.to(n)
+    def _versions(self) -> list[tuple[int, int]] | None:
+        """Where the weights lie and how often they have changed; None if parts lie on other processes."""
+        if self._shards is not None:
+            return None
+        return [(p.data_ptr(), p._version) for p in self._params.values()]
+
+    def _weights(self) -> list[Tensor]:
+        """The parameters' memory; of sharded ones what lies here."""
+        return [local(p.data) for p in self._params.values()]
+
+    def _anchors(self) -> list[Tensor]:
+        return list(self._anchor.values())
+
+    def _scale(self, outs: Sequence[Tensor], weights: Sequence[Tensor], radii: Tensor, norms: Sequence[Tensor]) -> None:
+        """Projected weights into `outs`, of sharded ones what lies here."""
+        ratios = torch.split(self._row_ratios(radii, norms), [len(n) for n in norms])
+        own = ratios if self._shards is None else [self._shards.own(i, r) for i, r in enumerate(ratios)]
+        self._passes.scale(outs, weights, self._anchors(), [r.to(n) for r, n in zip(own, norms, strict=True)])
+
+    # one value a row, or a tensor, of all tensors at once: what a GPU does must not grow with their number
+
+    def _flat(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.cat([r.to(self._radii) for r in rows])
+
+    def _lengths(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.tensor([len(r) for r in rows], device=self._radii.device)
+
+    def _by_row(self, values: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        return values.repeat_interleave(self._lengths(rows), output_size=sum(map(len, rows)))
+
+    def _row_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
+        return row_ratios(self._flat(norms), self._by_row(radii, norms), EPS)
 
     def _fingerprints(self) -> dict[str, Tensor]:
         """Copies, by name."""
@@ -318,21 +384,20 @@ class TPGM:
         self._refuse_while_swapped("measuring the displacement")
         for name, p in self._params.items():
             a = self._anchor[name]
-            if (a.device, a.dtype) != (p.device, p.dtype):  # the model was moved since
-                self._anchor[name] = zero(local(p)) if self._zero else a.to(p.device, p.dtype)
-        norms = [
-            row_norms(upcast(local(p)) - upcast(a), self.norm)
-            for p, a in zip(self._params.values(), self._anchor.values(), strict=True)
-        ]
+            device, dtype = self._keeping
+            if (a.device, a.dtype) != (device or p.device, dtype or p.dtype):  # the model was moved since
+                self._anchor[name] = zero(local(p)) if self._zero else self._kept(local(p.data), a)
+        norms = self._passes.measure(self._weights(), self._anchors())
         return norms if self._shards is None else self._shards.norms(norms)
 
     @torch.no_grad()
     def _clipped(self, norms: Sequence[Tensor], *, start: bool = False) -> Tensor:
         """The radii as they are used: clipped; with `start`, those of tensors that have now moved begin."""
-        largest = torch.stack([n.max().to(self._radii) for n in norms])
+        flat, lengths = self._flat(norms), self._lengths(norms)
+        largest = torch.segment_reduce(flat, "max", lengths=lengths)
         radii = self._radii.detach()
         if start:
-            smallest = torch.stack([n.min().to(radii) for n in norms])
+            smallest = torch.segment_reduce(flat, "min", lengths=lengths)
             radii = torch.where(radii.isinf(), largest if self.start == "largest" else smallest / 2, radii)
         clipped = torch.minimum(radii, largest).clamp(min=EPS)
         # a tensor that has not moved says nothing about its radius, and a broken one must not break it
@@ -340,7 +405,7 @@ class TPGM:
         return torch.where(in_force, clipped, self._radii.detach())
 
     def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        return torch.stack([row_ratios(n, r.to(n), EPS).mean().to(radii) for n, r in zip(norms, radii, strict=True)])
+        return torch.segment_reduce(self._row_ratios(radii, norms), "mean", lengths=self._lengths(norms))
 
     def _radius_gradient(
         self, radii: Tensor, norms: Sequence[Tensor], gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
@@ -350,16 +415,11 @@ class TPGM:
         The gradient counts at the upper clip γ = max n_i too, where float32 decides by rounding whether the ratio is 1;
         otherwise a radius that reached it could never tighten again.
         """
-        dots = []
-        for g, w, a in zip(gradients, weights, self._anchor.values(), strict=True):
-            g = torch.zeros_like(w) if g is None else g.to_dense() if g.is_sparse else g
-            dots.append(as_rows(upcast(g) * (upcast(w) - upcast(a)), self.norm).sum(dim=1))
-        dots = dots if self._shards is None else self._shards.add(dots)
-        slopes = torch.zeros_like(radii)
-        for l, (rows, n) in enumerate(zip(dots, norms, strict=True)):
-            active = radii[l].to(n) / (n + EPS) <= 1
-            slopes[l] = torch.where(active, rows / (n + EPS), 0.0).sum()
-        return slopes
+        dots = self._passes.dots(gradients, weights, self._anchors())
+        rows = self._flat(dots if self._shards is None else self._shards.add(dots))
+        n = self._flat(norms)
+        active = self._by_row(radii, norms) / (n + EPS) <= 1
+        return torch.segment_reduce(torch.where(active, rows / (n + EPS), 0.0), "sum", lengths=self._lengths(norms))
 
     def _regularizer_gradient(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
         """Gradient of ``μ Σ γ² + λ Σ |α_l − α_{l+1}|``; radii not in force yet take no part."""
@@ -371,11 +431,10 @@ class TPGM:
         left, right = torch.tensor(self._pairs, device=radii.device).T
         sign = torch.sign(means[left] - means[right]) * (in_force[left] & in_force[right])
         by_ratio = torch.zeros_like(radii).index_add(0, left, sign).index_add(0, right, -sign)
-        by_radius = [
-            torch.where((n > 0) & (r.to(n) / (n + EPS) <= 1), 1 / (n + EPS), 0.0).mean().to(radii)
-            for n, r in zip(norms, radii, strict=True)
-        ]
-        return slopes + self.tv * by_ratio * torch.stack(by_radius)
+        n = self._flat(norms)
+        active = (n > 0) & (self._by_row(radii, norms) / (n + EPS) <= 1)
+        by_radius = torch.where(active, 1 / (n + EPS), 0.0)
+        return slopes + self.tv * by_ratio * torch.segment_reduce(by_radius, "mean", lengths=self._lengths(norms))
 
     def _loss_and_gradients(self, closure: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         with torch.enable_grad():
@@ -443,25 +502,62 @@ class TPGM:
 
     @contextmanager
     def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Write the projected weights into the parameters; yield the unprojected ones and put them back afterwards.
+        """Let the parameters hold the projected weights; yield the unprojected ones and put them back afterwards.
 
-        Data are copied into the parameters' own storage: wrappers, captured graphs and flat buffers stay valid.
+        Where a parameter's memory is its own alone, on a CPU, it is made to point to the projected weights; elsewhere
+        they are copied into its memory, so that wrappers, captured graphs and flat buffers stay valid.
         """
-        parameters = [local(p.data) for p in self._params.values()]
-        weights = [p.clone() for p in parameters]
+        parameters, weights = list(self._params.values()), self._weights()
+        copies, pointing = self._room(weights), self._own_memory()
+        if pointing:
+            unprojected = weights
+            self._scale(copies, weights, radii, norms)
+        else:
+            unprojected = copies
+            torch._foreach_copy_(copies, weights)
         self._swapped = True
         try:
-            for p, (_, a, n, radius) in zip(parameters, self._each(norms, radii), strict=True):
-                p.copy_(scale_rows(p, a, row_ratios(n, radius, EPS), self.norm))
+            if pointing:
+                for p, c in zip(parameters, copies, strict=True):
+                    p.data = c
+            else:
+                self._scale(weights, weights, radii, norms)
             reshard(self._fsdp)
             torch.clear_autocast_cache()  # an enclosing autocast may hold casts of the unprojected weights
-            yield weights
+            yield unprojected
         finally:
-            for p, w in zip(parameters, weights, strict=True):
-                p.copy_(w)
+            if pointing:
+                for p, w in zip(parameters, weights, strict=True):
+                    p.data = w
+            else:
+                torch._foreach_copy_(weights, copies)
             reshard(self._fsdp)
             torch.clear_autocast_cache()
             self._swapped = False
+
+    def _own_memory(self) -> bool:
+        """Whether every constrained parameter lies on a CPU in memory that no other tensor of the model looks into."""
+        users: dict[int, int] = {}
+        for t in itertools.chain(self.model.parameters(), self.model.buffers()):
+            if is_sharded(t):
+                return False
+            users[t.untyped_storage().data_ptr()] = users.get(t.untyped_storage().data_ptr(), 0) + 1
+        return all(
+            p.device.type == "cpu"
+            and p.untyped_storage().nbytes() == p.numel() * p.element_size()
+            and users[p.untyped_storage().data_ptr()] == 1
+            for p in self._params.values()
+        )
+
+    def _room(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Memory for a copy of the constrained weights."""
+        same = len(self._copies) == len(weights) and all(
+            (c.dtype, c.device, c.stride()) == (w.dtype, w.device, w.stride())
+            for c, w in zip(self._copies, weights, strict=True)
+        )
+        copies = self._copies if same else [torch.empty_like(w) for w in weights]
+        self._copies = copies if self._keep_copy and all(w.device.type == "cpu" for w in weights) else []
+        return copies
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
         {
             **_RADII,
             "every": (1, "training steps between projections; auto: as many as the radii's speed allows"),
-            "tolerance": (0.25, "of every=auto: the share by which ratios may move between two updates"),
+            "tolerance": (0.5, "of every=auto: the share by which ratios may move between two updates"),
             "updates": (1, "projection updates before each projection"),
             "begin": (0.0, "share of the training steps that are free, before the first projection update"),
         },

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from tpgm.constraint import TPGM
@@ -20,23 +19,23 @@ class Adaptive:
     ``v = (γ_new − γ_old)/max(γ_new, γ_old)`` for each training step (signed, a running mean; 1 for a radius that has
     just begun), which is how fast the tensor's ratio would move at a given displacement, and waits
     ``k = tolerance / mean |v|`` steps: until ratios are expected to have moved by the share `tolerance`. k is at least
-    1, at most `longest`, and at most doubles from one update to the next. An update that stands for k steps has k times
-    the learning rate, so that radii keep their pace. A growing radius needs about 1/tolerance updates to begin with,
-    and then one for each growth of the run's length by the share `tolerance`.
+    1, at most `longest`, and at most doubles from one update to the next. An update that stands for k steps moves a
+    radius up to k times as far, so that radii keep their pace, but no further than by the share `tolerance` (see
+    `TPGM.update`). A growing radius needs about 1/tolerance updates to begin with, and then one for each growth of the
+    run's length by the share `tolerance`.
 
-    ``step()`` after each optimizer step says whether an update is due; ``covering(constraint)`` is the context to make
-    it in (several updates may be in it)::
+    ``step()`` after each optimizer step says whether an update is due; ``observe`` follows the update::
 
         if schedule.step():
-            with schedule.covering(constraint):
-                constraint.update(closure)
+            constraint.update(closure, covers=schedule.since, limit=schedule.tolerance)
+            schedule.observe(constraint)
             constraint.project_()
 
     Between updates the weights move freely: project once more after the last step. Raises ValueError for a tolerance
     that is not a finite number above 0 or a longest wait that is not a whole number of at least 1.
     """
 
-    def __init__(self, tolerance: float = 0.25, longest: int = 64) -> None:
+    def __init__(self, tolerance: float = 0.5, longest: int = 64) -> None:
         if not (tolerance > 0 and math.isfinite(tolerance)):
             raise ValueError(f"tolerance must be a finite number above 0, got {tolerance!r}")
         if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
@@ -44,6 +43,7 @@ class Adaptive:
         self.tolerance, self.longest = tolerance, longest
         self.wait, self.since, self.updates = 1, 0, 0
         self._speed: dict[str, float] = {}
+        self._radii: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"Adaptive(tolerance={self.tolerance}, longest={self.longest}, updates={self.updates}, wait={self.wait})"
@@ -53,42 +53,28 @@ class Adaptive:
         self.since += 1
         return self.since >= self.wait
 
-    @contextmanager
-    def covering(self, constraint: TPGM) -> Iterator[None]:
-        """Context for the update (or updates) that stand for the steps since the last; sets how long to wait next.
-
-        Inside, the radii's Adam has its learning rate times the number of steps; an error leaves all as it was.
-        """
-        steps, before = max(1, self.since), constraint.radii
-        rates = [group["lr"] for group in constraint.optimizer.param_groups]
-        for group in constraint.optimizer.param_groups:
-            group["lr"] = group["lr"] * steps
-        try:
-            yield
-        finally:
-            for group, rate in zip(constraint.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-        self._note(before, constraint.radii, steps)
-
-    def _note(self, before: Mapping[str, float], after: Mapping[str, float], steps: int) -> None:
-        for name, radius in after.items():
+    def observe(self, constraint: TPGM) -> None:
+        """To be called after the update (or updates) of a step: looks at the radii and sets how long to wait."""
+        radii, steps = constraint.radii, max(1, self.since)
+        for name, radius in radii.items():
             if math.isinf(radius):
                 continue  # no constraint yet, and no ratio that could move
-            old = before[name]
-            now = 1.0 if math.isinf(old) else (radius - old) / max(radius, old)
-            self._speed[name] = MEMORY * self._speed.get(name, now / steps) + (1 - MEMORY) * now / steps
+            old = self._radii.get(name, math.inf)
+            now = 1.0 if math.isinf(old) else (radius - old) / max(radius, old) / steps
+            self._speed[name] = MEMORY * self._speed.get(name, now) + (1 - MEMORY) * now
         speed = sum(map(abs, self._speed.values())) / max(1, len(self._speed))
         calm = self.longest if speed == 0 else min(self.longest, self.tolerance / speed)
         self.wait = max(1, min(int(calm), 2 * self.wait))
-        self.since, self.updates = 0, self.updates + 1
+        self.since, self.updates, self._radii = 0, self.updates + 1, radii
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers by name, from which `load_state_dict` goes on exactly."""
-        return {"wait": self.wait, "since": self.since, "updates": self.updates, "speed": dict(self._speed)}
+        counts = {"wait": self.wait, "since": self.since, "updates": self.updates}
+        return {**counts, "speed": dict(self._speed), "radii": dict(self._radii)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ValueError for something else than such a state."""
-        if absent := {"wait", "since", "updates", "speed"} - set(state):
+        if absent := {"wait", "since", "updates", "speed", "radii"} - set(state):
             raise ValueError(f"not a state of Adaptive: it lacks {', '.join(sorted(absent))}")
         self.wait, self.since, self.updates = state["wait"], state["since"], state["updates"]
-        self._speed = dict(state["speed"])
+        self._speed, self._radii = dict(state["speed"]), dict(state["radii"])

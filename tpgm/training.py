@@ -318,7 +318,7 @@ class _Run:
             assert self.constraint is not None
             for update in range(c["updates"]):
                 self._radius_update(net, (step + 1) // c["every"] * c["updates"] + update)
-            self.constraint.project_()
+            self.constraint.project_(unmoved=True)
 
     def _after_scheduled_step(self, net: nn.Module, step: int) -> None:
         """every=auto: an update where one is due; what an epoch leaves behind is projected in any case."""
@@ -327,11 +327,11 @@ class _Run:
         due = self.schedule.step()
         if due:
             first = (self.schedule.updates + 1) * self.config["updates"]
-            with self.schedule.covering(self.constraint):
-                for update in range(self.config["updates"]):
-                    self._radius_update(net, first + update)
+            for update in range(self.config["updates"]):
+                self._radius_update(net, first + update)
+            self.schedule.observe(self.constraint)
         if due or (step + 1) % self.per_epoch == 0:
-            self.constraint.project_()
+            self.constraint.project_(unmoved=due)
 
     def _radius_update(self, net: nn.Module, number: int) -> None:
         """One projection update on validation batch `number`."""
@@ -349,7 +349,8 @@ class _Run:
                 return cross_entropy(logits, y)
 
         assert self.constraint is not None
-        self.constraint.update(closure)
+        covers = {"covers": self.schedule.since, "limit": self.schedule.tolerance} if self.schedule else {}
+        self.constraint.update(closure, **covers)
 
     def _keep_learned(self, at_best: bool = False) -> None:
         """Note ratios and radii of the weights that are kept: the best ones, or those at the end of the stage."""

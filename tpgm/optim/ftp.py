@@ -21,7 +21,8 @@ from tpgm.optim.anchored import (
     rescale_,
     store,
 )
-from tpgm.projection import Norm, as_rows, check_norm, row_norms, row_ratios, upcast
+from tpgm.passes import Passes
+from tpgm.projection import Norm, check_norm, row_norms, row_ratios, upcast
 
 EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
 
@@ -67,16 +68,15 @@ def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], 
     norm: Norm = group["norm"]
     for p, s in zip(params, states, strict=True):
         if "radius" not in s:  # nothing has moved yet: the first slope is 0 and the radius stays 1e-8
-            s["displacement"] = torch.zeros(p.shape, dtype=upcast(p).dtype, device=p.device)
+            s["displacement"] = torch.zeros_like(p, dtype=upcast(p).dtype, requires_grad=False)
             s["norms"] = row_norms(s["displacement"], norm)
             for name, value in (("radius", EPS), ("radius_exp_avg", 0.0), ("radius_exp_avg_sq", 0.0)):
                 s[name] = s["norms"].new_full((), value)
     before = torch.cat([s["norms"] for s in states])
-    dots = []
+    dots, passes = [], Passes(norm)
     for p, g, s in zip(params, grads, states, strict=True):
-        dots.append(_row_dots(g, s["displacement"], norm))
-        torch.sub(upcast(p), s["anchor"], out=s["displacement"])
-        s["norms"] = row_norms(s["displacement"], norm)
+        products, s["norms"] = passes.advance(g, s["displacement"], p, s["anchor"])
+        dots.append(products)
     after = torch.cat([s["norms"] for s in states])
 
     # the rows of all tensors lie end to end; `rows` says how many are whose
@@ -92,12 +92,6 @@ def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], 
     ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
     for p, s, ratio in zip(params, states, torch.split(ratios, counts), strict=True):
         rescale_(p, s["anchor"], ratio.view(ratio.shape[: p.dim()] + (1,) * (p.dim() - 1)))
-
-
-def _row_dots(gradient: Tensor, displacement: Tensor, norm: Norm) -> Tensor:
-    """``⟨g_i, Δ_i⟩`` for each row, shape (rows,)."""
-    left, right = as_rows(upcast(gradient), norm), as_rows(displacement, norm)
-    return torch.dot(left[0], right[0]).reshape(1) if len(left) == 1 else (left * right).sum(dim=1)
 
 
 class SGDP(TrainableProjection):

@@ -1,0 +1,233 @@
+"""Time of the projection update, the projection and the optimizers, as ratios in one process; peak memory apart.
+
+    python benchmarks/speed.py --model resnet50 --batch 16 --size 96 --out results/benchmarks-speed.jsonl
+    python benchmarks/speed.py --model vit_base_patch16_224 --only optimizers
+    python benchmarks/speed.py --model resnet50 --only memory
+
+Medians over alternating repetitions; with --clock cpu of the processor's time of one thread, which other work on the
+machine disturbs less. "update" is over a plain forward and backward pass of the same model and batch in
+eval mode; "project" is the share of a copy's bandwidth (8 bytes a float32 weight) that the projection in place reaches
+at 20 bytes a weight; AdamP and AdamSPD are over torch's fused AdamW, SGDP over fused SGD with momentum. Models are
+timm's without pre-trained weights, moved a little from their anchor. A row of JSON with versions and hardware goes to
+--out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tpgm import TPGM
+from tpgm.experiment import append, provenance
+from tpgm.optim import SGDP, AdamP, AdamSPD
+
+PARTS = ("update", "project", "optimizers", "memory")
+CLASSES = 100
+CLOCK = "wall"
+
+
+def medians(pieces: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each piece, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in pieces}
+    for turn in range(repeats + 1):
+        for name, piece in pieces.items():
+            synchronize()
+            began = now()
+            piece()
+            synchronize()
+            if turn:  # the first warms up
+                times[name].append(now() - began)
+    return {name: statistics.median(of) for name, of in times.items()}
+
+
+def now() -> float:
+    return time.process_time() if CLOCK == "cpu" else time.perf_counter()
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def build(options: argparse.Namespace) -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    size = {"img_size": options.size} if options.model.startswith("vit") else {}
+    return timm.create_model(options.model, num_classes=CLASSES, **size).to(options.device)
+
+
+def shift(model: nn.Module) -> None:
+    """Move every weight a little, as training would."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1e-3 * torch.randn_like(p))
+
+
+def update(options: argparse.Namespace) -> dict[str, Any]:
+    model = build(options).eval()
+    x = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
+    y = torch.arange(options.batch, device=options.device) % CLASSES
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            return cross_entropy(model(x), y)
+
+    def plain() -> None:
+        model.zero_grad(set_to_none=True)
+        loss().backward()
+
+    pieces: dict[str, Callable[[], Any]] = {"forward and backward": plain}
+    for norm in ("mars", "l2"):
+        constraint = TPGM(model, norm=norm)
+        pieces[norm] = lambda c=constraint: (model.zero_grad(set_to_none=True), c.update(loss))
+    shift(model)
+    seconds = medians(pieces, options.repeats)
+    base = seconds["forward and backward"]
+    return {"seconds": seconds, "ratios": {norm: seconds[norm] / base for norm in ("mars", "l2")}}
+
+
+def project(options: argparse.Namespace) -> dict[str, Any]:
+    model = build(options)
+    weights = list(model.parameters())
+    constraints = {norm: TPGM(model, norm=norm) for norm in ("mars", "l2")}
+    shift(model)
+    start = [p.detach().clone() for p in weights]
+    for c in constraints.values():  # radii begin at half the smallest norm: every row is shortened
+        c.update(lambda: torch.stack([p.sum() for p in weights]).sum())
+    states = {norm: copy.deepcopy(c.state_dict()) for norm, c in constraints.items()}
+    count = sum(p.numel() for p in weights)
+    source, target = torch.randn(count, device=options.device), torch.empty(count, device=options.device)
+    pieces: dict[str, Callable[[], Any]] = {norm: c.project_ for norm, c in constraints.items()}
+    # norms taken over from the update, as in a loop that projects after it
+    after = {f"{norm}, after update": c for norm, c in constraints.items()}
+    pieces |= {name: partial(c.project_, unmoved=True) for name, c in after.items()}
+    pieces["copy"] = lambda: target.copy_(source)
+    times: dict[str, list[float]] = {name: [] for name in pieces}
+    for turn in range(options.repeats + 1):
+        for name, piece in pieces.items():
+            with torch.no_grad():  # as they were, out of the measured time
+                torch._foreach_copy_(weights, start)
+            if name != "copy":
+                c = {**constraints, **after}[name]
+                c.load_state_dict(states[name.split(",")[0]])
+                c._measured_at = c._versions()
+            synchronize()
+            began = now()
+            piece()
+            synchronize()
+            if turn:
+                times[name].append(now() - began)
+    seconds = {name: statistics.median(of) for name, of in times.items()}
+    speed = {"copy": 8 * count / seconds["copy"], **{n: 20 * count / seconds[n] for n in pieces if n != "copy"}}
+    return {
+        "seconds": seconds,
+        "bytes_per_second": speed,
+        "ratios": {n: speed[n] / speed["copy"] for n in pieces if n != "copy"},
+    }
+
+
+def optimizers(options: argparse.Namespace) -> dict[str, Any]:
+    models = {name: build(options) for name in ("AdamW", "SGD", "AdamP", "SGDP", "AdamSPD")}
+    made = {
+        "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-4, fused=True),
+        "SGD": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True, fused=True),
+        "AdamP": AdamP,
+        "SGDP": lambda p: SGDP(p, lr=1e-3),
+        "AdamSPD": AdamSPD,
+    }
+    pieces = {}
+    for name, model in models.items():
+        optimizer = made[name](model.parameters())
+        for p in model.parameters():
+            p.grad = 1e-2 * torch.randn_like(p)
+        pieces[name] = optimizer.step
+    seconds = medians(pieces, options.repeats)
+    base = {"AdamP": "AdamW", "AdamSPD": "AdamW", "SGDP": "SGD"}
+    return {"seconds": seconds, "ratios": {name: seconds[name] / seconds[of] for name, of in base.items()}}
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak of fresh processes, of which one fine-tunes only; on a GPU that of its allocator."""
+    given = ("model", "batch", "size", "device")
+    command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in given)]
+    peaks = {}
+    for how in ("vanilla", "tpgm", "tpgm, copy given back", "tpgm, bf16 anchor"):
+        done = subprocess.run([*command, f"--peak-of={how}"], capture_output=True, text=True, check=True)
+        peaks[how] = int(done.stdout)
+    size = 4 * sum(p.numel() for p in build(options).parameters())
+    beyond = {how: (peak - peaks["vanilla"]) / size for how, peak in peaks.items() if how != "vanilla"}
+    return {"bytes": peaks, "weights_bytes": size, "ratios": beyond}
+
+
+def peak_of(options: argparse.Namespace) -> int:
+    """Peak bytes of three training steps with AdamW, with a projection update after each unless vanilla."""
+    model, how = build(options), options.peak_of
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    settings: dict[str, Any] = {"keep_copy": how != "tpgm, copy given back"}
+    if how == "tpgm, bf16 anchor":
+        settings["anchor_dtype"] = torch.bfloat16
+    constraint = None if how == "vanilla" else TPGM(model, **settings)
+    x = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
+    y = torch.arange(options.batch, device=options.device) % CLASSES
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if constraint is not None:
+            constraint.update(lambda: cross_entropy(model(x), y))
+            constraint.project_()
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50", help="of timm")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=96, help="pixels")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch finds them")
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="the passes under autocast")
+    parser.add_argument("--only", action="append", choices=PARTS, default=[], help="this part (all but memory)")
+    parser.add_argument("--out", type=Path, help="file of JSON lines")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    global CLOCK
+    CLOCK = options.clock
+    if options.clock == "cpu":
+        options.threads = 1
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(peak_of(options))
+        return
+    kept = {k: v for k, v in vars(options).items() if k not in ("out", "only", "peak_of", "threads")}
+    for name in options.only or PARTS[:3]:
+        found = globals()[name](copy.copy(options))
+        row = {"part": name, "config": kept, **found, **provenance()}
+        print(json.dumps(row, indent=1))
+        if options.out:
+            append(options.out, row)
+
+
+if __name__ == "__main__":
+    main()
