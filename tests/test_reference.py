@@ -77,7 +77,10 @@ def alternate(
 @pytest.mark.parametrize("kind", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize("norm", ["l2", "mars"])
 def test_equal_to_the_twin_over_100_alternating_steps(kind: str, norm: Norm) -> None:
-    moved = alternate(*build(kind), steps=100, norm=norm, exclude=NOISE[kind], tolerance=1e-6)
+    model, x, y = build(kind)
+    if kind == "conv":  # in float32 the order of summation alone grows beyond the tolerance in 100 steps of this net
+        model, x = model.double(), x.double()
+    moved = alternate(model, x, y, steps=100, norm=norm, exclude=NOISE[kind], tolerance=1e-6)
     assert moved > 1e-2  # the run went somewhere
 
 
