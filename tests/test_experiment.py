@@ -128,7 +128,7 @@ def test_every_method_has_three_settings_that_can_be_run() -> None:
 
 
 def test_extras_can_be_run_and_differ() -> None:
-    for what, count in (("ablations", 15), ("paths", 1), ("controlled", 3)):
+    for what, count in (("ablations", 16), ("paths", 1), ("controlled", 3)):
         found = protocol.extras(what, "icons-resnet")
         assert len({experiment.key(c) for c in found}) == len(found) == 3 * count
     with pytest.raises(ValueError, match="unknown extra 'more'"):

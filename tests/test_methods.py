@@ -42,6 +42,7 @@ def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: s
         ("wise-ft", {"alpha": float("nan")}, "alpha must be"),
         ("vanilla", {"precision": "fp16"}, "precision must be one of 'no', 'bf16'"),
         ("tpgm", {"begin": 1.0}, "begin must be below 1"),
+        ("tpgm", {"begin": 0.5, "patience": 2}, "do not go together"),
         ("partial", {}, "partial needs train"),
         ("spd", {"optimizer": "sgd"}, "optimizer must be 'adamw'"),
     ],

@@ -127,7 +127,7 @@ def test_patience_keeps_the_best_weights_and_their_radii(monkeypatch: pytest.Mon
         return Accuracy((3, 4, 9, 8, 7)[len(seen) - 1], 10)
 
     monkeypatch.setattr(_Run, "_accuracy", told)
-    given = settings("tpgm", epochs=30, head_epochs=0, patience=2)
+    given = settings("tpgm", epochs=30, head_epochs=0, patience=2, begin=0.0)
     result = run_finetune(small_start(), small_data(), "tpgm", progress=False, **given)
     assert [entry["val"] for entry in result.history] == [0.3, 0.4, 0.9, 0.8, 0.7]
     for name, p in result.model.named_parameters():

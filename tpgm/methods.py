@@ -161,6 +161,8 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
         raise ValueError("tolerance must be above 0: for an update at every step set every to 1")
     if settings.get("begin") == 1:
         raise ValueError("begin must be below 1: radii learned after all training steps are the method 'tpgm-end'")
+    if settings.get("begin") and settings["patience"]:
+        raise ValueError("begin and patience do not go together: training could stop before the first projection")
     if method in ("spd", "digrap") and settings["optimizer"] != "adamw":
         raise ValueError(f"{method} is an Adam method: optimizer must be 'adamw'")
     return settings
