@@ -28,7 +28,7 @@ FAST = {"epochs": 4, "batch_size": 8, "head_epochs": 1, "lr": 3e-2}
 ADAM_ONLY = ("spd", "digrap")
 OWN: dict[str, dict[str, Any]] = {
     "partial": {"train": ("block.0.weight",)},
-    "tpgm": {"every": 2, "updates": 2, "tv": 0.01, "radius_lr": 0.05, "val_batch_size": 8, "begin": 0.25},
+    "tpgm": {"every": 2, "updates": 2, "tv": 0.01, "radius_lr": 0.05, "val_batch_size": 8},
     "tpgm-end": {"updates": 20, "radius_lr": 0.05},
     "tpgm-c": {"updates": 20, "norm": "l2"},
     "mars-sp": {"radius": 0.2},
@@ -58,6 +58,7 @@ def test_equal_to_the_plain_loop_over_50_steps(method: str, optimizer: str) -> N
         pytest.skip("an Adam method")
     start, data = small_start(), small_data()
     given = settings(method, optimizer=optimizer, **({"lr": 3e-3} if optimizer == "adamw" else {}))
+    given |= {"begin": 0.25} if method == "tpgm" else {}
     before = copy.deepcopy(start.model.state_dict())
     result = run_finetune(start, data, method, progress=False, **given)
     expected = plain(start, data, method, resolve(method, given))
@@ -127,7 +128,7 @@ def test_patience_keeps_the_best_weights_and_their_radii(monkeypatch: pytest.Mon
         return Accuracy((3, 4, 9, 8, 7)[len(seen) - 1], 10)
 
     monkeypatch.setattr(_Run, "_accuracy", told)
-    given = settings("tpgm", epochs=30, head_epochs=0, patience=2, begin=0.0)
+    given = settings("tpgm", epochs=30, head_epochs=0, patience=2)
     result = run_finetune(small_start(), small_data(), "tpgm", progress=False, **given)
     assert [entry["val"] for entry in result.history] == [0.3, 0.4, 0.9, 0.8, 0.7]
     for name, p in result.model.named_parameters():
