@@ -73,6 +73,14 @@ def test_bad_data_keys(tmp_path: Path) -> None:
         experiment.run({"data": str(tmp_path), "source": "tiny"})
 
 
+def test_a_setting_without_effect_does_not_count() -> None:
+    def key(**settings: Any) -> str:
+        return experiment.key({**TINY, "method": "tpgm", "settings": settings})
+
+    assert key(tolerance=0.25) == key(tolerance=0.5)
+    assert key(every="auto", tolerance=0.25) != key(every="auto", tolerance=0.5)
+
+
 def test_rows_survive_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rows.jsonl"
     experiment.append(path, {"a": 1})

@@ -320,8 +320,11 @@ def read(*paths: str | Path) -> list[Row]:
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """Equal for configurations that compute the same; the label does not count."""
-    return json.dumps({k: v for k, v in resolve(config).items() if k != "label"}, sort_keys=True)
+    """Equal for configurations that compute the same; neither the label counts nor a setting without effect."""
+    full = {k: v for k, v in resolve(config).items() if k != "label"}
+    if full["settings"].get("every") != "auto":
+        full["settings"] = {k: v for k, v in full["settings"].items() if k != "tolerance"}
+    return json.dumps(full, sort_keys=True)
 
 
 def missing(configs: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Config]:
