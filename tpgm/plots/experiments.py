@@ -154,7 +154,7 @@ def paths(by_name: Mapping[str, Sequence[Row]]) -> Figure:
 def trade_off(along: Mapping[str, Sequence[Row]], controlled: Mapping[str, Sequence[Row]]) -> Figure:
     """OOD over ID accuracy in per cent, means over seeds: WiSE-FT's line and TPGM-C's points, a panel each network."""
     with book_style():
-        figure, panels = plt.subplots(1, len(along), figsize=(3.6 * len(along), 4.1), squeeze=False)
+        figure, panels = plt.subplots(1, len(along), figsize=(max(6.4, 3.6 * len(along)), 4.3), squeeze=False)
         for axes, (title, rows) in zip(panels[0], along.items(), strict=True):
             points = np.mean([along_path(row) for row in rows], axis=0)
             axes.plot(100 * points[:, 1], 100 * points[:, 2], "o-", color=OOD_COLOR, ms=4, label="WiSE-FT")
@@ -171,7 +171,7 @@ def trade_off(along: Mapping[str, Sequence[Row]], controlled: Mapping[str, Seque
             axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=title)
             axes.margins(0.12)
         seen = {n: h for axes in panels.flat for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=4)
+        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(4, 1 + len(along)))
         plt.close(figure)
     return figure
 
