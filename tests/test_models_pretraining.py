@@ -70,7 +70,7 @@ def test_the_card_tells_what_the_file_is(tmp_path: Path) -> None:
     assert card["data"]["sha256"] == icon_collection("upstream", source="tiny").checksum
     found, data = load(path), icons_upstream(source="tiny")
     right = accuracy(found.model, data.id_test, 64, torch.device("cpu"))
-    assert card["accuracy"]["test"] == asdict(right)
+    assert card["accuracy"]["test"] == {"correct": right.correct, "total": right.total}
     assert right.total == len(data.id_test)
     assert set(card["accuracy"]["test_by_style"]) == {*DOMAINS, "mixed"}
     assert found.class_names == data.class_names

@@ -242,9 +242,12 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     grid, out = tmp_path / "grid.yaml", tmp_path / "out"
     grid.write_text(REAL)
     command = [sys.executable, "-m", "tpgm.cli", "sweep", str(grid), "--out", str(out), "--workers", "1"]
+    # whoever started the tests may ignore Ctrl-C (nohup, a background job), and children would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     wait(lambda: len(list(out.glob("*/row.json"))) >= 1)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)

@@ -78,8 +78,24 @@ def connect(address: str | None, workers: int | None, threads: int | None) -> It
             },
             silence_logs=logging.CRITICAL,
         )
-    with cluster, distributed.Client(cluster) as client:
+    with _quiet_when_interrupted(), cluster, distributed.Client(cluster) as client:
         yield client, each, "resources" in options[0]
+
+
+@contextmanager
+def _quiet_when_interrupted() -> Iterator[None]:
+    """Dask gives its loggers their level back while it closes; what a broken connection says then is of no use."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise  # the level stays: messages may come until the process ends
+    except BaseException:
+        logger.setLevel(level)
+        raise
+    logger.setLevel(level)
 
 
 @contextmanager
