@@ -55,6 +55,7 @@ class SentenceClassifier(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (batch, classes) of token numbers (batch, length), int64; 0 is padding."""
         mask = (tokens != 0).long()
         states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         weights = mask[..., None].to(states)
