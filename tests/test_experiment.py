@@ -173,7 +173,7 @@ def test_run_all_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
         ran.append(config)
         return made(config, 0.5, 0.5, 0.5)
 
-    monkeypatch.setattr(protocol, "run", fake)
+    monkeypatch.setattr(experiment, "run", fake)
     out = tmp_path / "rows.jsonl"
     with pytest.raises(SystemExit):
         protocol.run_all("resnet", "upstream", out, labels=["lp-ft"])

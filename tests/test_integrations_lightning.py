@@ -18,10 +18,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-import tpgm
+from tests.callbacks import calls_of, inside
 from tests.conftest import TinyTransformer
 from tpgm.integrations.lightning import TPGMCallback
-from tpgm.projection import row_norms
 
 pytestmark = [
     # of Lightning itself, in versions of 2026, about torch's newer names
@@ -81,21 +80,8 @@ def run(folder: Path, resume: Path | None = None, epochs: int = 2, **changes: An
     return trainer, module, callback
 
 
-def inside(constraint: tpgm.TPGM, model: torch.nn.Module) -> bool:
-    now = dict(model.named_parameters())
-    return all(
-        float(row_norms(now[name].detach() - start, constraint.norm).max())
-        <= constraint.radii[name] * (1 + 1e-3) + 1e-7
-        for name, start in constraint.anchor.items()
-    )
-
-
 def test_projects_after_each_optimizer_step_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    for method in ("update", "project_"):
-        real = getattr(tpgm.TPGM, method)
-        spy = lambda self, *a, real=real, method=method: (calls.append(method), real(self, *a))[1]  # noqa: E731
-        monkeypatch.setattr(tpgm.TPGM, method, spy)
+    calls = calls_of(monkeypatch)
     trainer, module, callback = run(tmp_path, settings={"every": 2})
     # 8 optimizer steps of 2 batches each
     assert calls == ["update", *["project_"] * 2] * 3 + ["update", "project_"]

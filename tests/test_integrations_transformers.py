@@ -19,9 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-import tpgm
+from tests.callbacks import calls_of, inside
 from tpgm.integrations.transformers import TPGMCallback
-from tpgm.projection import row_norms
 
 
 class Items(torch.utils.data.Dataset):
@@ -79,23 +78,10 @@ def recorded(trainer: Trainer) -> list[dict[str, float]]:
     return next(cb for cb in trainer.callback_handler.callbacks if isinstance(cb, Recorder)).logs
 
 
-def inside(constraint: tpgm.TPGM, model: torch.nn.Module) -> bool:
-    now = dict(model.named_parameters())
-    return all(
-        float(row_norms(now[name].detach() - start, constraint.norm).max())
-        <= constraint.radii[name] * (1 + 1e-3) + 1e-7
-        for name, start in constraint.anchor.items()
-    )
-
-
 def test_projects_after_each_optimizer_step_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, callback = constrained(tmp_path, every=2, updates=3)
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    calls: list[str] = []
-    for method in ("update", "project_"):
-        real = getattr(tpgm.TPGM, method)
-        spy = lambda self, *a, real=real, method=method: (calls.append(method), real(self, *a))[1]  # noqa: E731
-        monkeypatch.setattr(tpgm.TPGM, method, spy)
+    calls = calls_of(monkeypatch)
     trainer.train()
     three = ["update"] * 3
     # 6 optimizer steps of 2 micro-steps each; nothing to project with before the first update

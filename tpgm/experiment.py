@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import platform
 import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -23,6 +22,7 @@ from tpgm import methods
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
 from tpgm.files import write_aside
+from tpgm.spelling import hint
 
 if TYPE_CHECKING:
     from tpgm.models.pretrained import Pretrained
@@ -65,9 +65,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
     """
     for key in config:
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"a configuration has no {key!r}; {hint}Keys: {', '.join(KEYS)}")
+            raise ValueError(f"a configuration has no {key!r}; {hint(key, KEYS)}Keys: {', '.join(KEYS)}")
     full = {key: config.get(key, default) for key, (default, _) in KEYS.items()}
     for key, value in full.items():
         kind = type(KEYS[key][0])
@@ -173,10 +171,10 @@ def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:
     """The pre-trained model and the data of a resolved configuration."""
     from tpgm import models
 
-    torch.manual_seed(full["seed"])
     if full["data"] == "tweets":
         from tpgm import text
 
+        torch.manual_seed(full["seed"])
         return text.load(full)
     data = splits(full, progress=progress)
     torch.manual_seed(full["seed"])
@@ -325,6 +323,29 @@ def key(config: Mapping[str, Any]) -> str:
     if full["settings"].get("every") != "auto":
         full["settings"] = {k: v for k, v in full["settings"].items() if k != "tolerance"}
     return json.dumps(full, sort_keys=True)
+
+
+def run_each(
+    todo: Iterable[Mapping[str, Any]],
+    path: Path,
+    rows: list[Row],
+    tell: Callable[[Row], str],
+    *,
+    store: str | Path | None = None,
+) -> int:
+    """Run configurations one after the other; returns how many.
+
+    Each row is appended to the file and to `rows` at once, so that `todo` may depend on it, and its line of `tell` is
+    printed.
+    """
+    count = 0
+    for config in todo:
+        row = run(config, store=store)
+        append(path, row)
+        rows.append(row)
+        count += 1
+        print(tell(row), flush=True)
+    return count
 
 
 def missing(configs: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Config]:

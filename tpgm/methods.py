@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from tpgm.spelling import hint
 
 Settings = dict[str, Any]
 
@@ -135,9 +136,7 @@ _AT_MOST_ONE = ("warmup", "kappa", "begin")
 def options(method: str) -> dict[str, tuple[Any, str]]:
     """Every setting of a method: name to (default, help). Raises ValueError for an unknown method."""
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown method {method!r}; {hint}Methods: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {method!r}; {hint(method, METHODS)}Methods: {', '.join(METHODS)}")
     chosen = METHODS[method]
     common = {name: (chosen.defaults.get(name, default), about) for name, (default, about) in COMMON.items()}
     return {**common, **chosen.own}
@@ -151,9 +150,7 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
     valid = options(method)
     for name in given:
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{method} has no setting {name!r}; {hint}Settings: {', '.join(valid)}")
+            raise ValueError(f"{method} has no setting {name!r}; {hint(name, valid)}Settings: {', '.join(valid)}")
     settings = {name: _checked(name, given.get(name, default), default) for name, (default, _) in valid.items()}
     if method == "partial" and not settings["train"]:
         raise ValueError("partial needs train: patterns of the parameters to train, such as train=['layer4.*']")

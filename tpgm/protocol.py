@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.experiment import Config, Row, append, key, missing, read, run
+from tpgm.experiment import Config, Row, key, missing, read, run_each
 
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 0
@@ -195,16 +195,14 @@ def run_all(
     path = Path(out)
     rows = read(path) if path.is_file() else []
     todo = due(part, regime, rows, labels) if part in REGIMES else missing(extras(part, regime), rows)
-    count = 0
-    for config in todo:
-        row = run(config, store=store)
-        append(path, row)
-        rows.append(row)
-        count += 1
-        settings = {n: v for n, v in config["settings"].items() if n not in BUDGET or BUDGET[n] != v}
-        print(
-            f"{regime} {config['label']} seed {config['seed']} {settings}: val {100 * row['val']:.1f} "
-            f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} in {row['seconds']:.0f} s",
-            flush=True,
+
+    def tell(row: Row) -> str:
+        config = row["config"]
+        named = {n for _, tried in TRIED.values() for n in tried[0]} | {"penalty"}
+        own = {n: v for n, v in config["settings"].items() if n in named and BUDGET.get(n) != v}
+        return (
+            f"{regime} {config['label']} seed {config['seed']} {own}: val {100 * row['val']:.1f} "
+            f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} in {row['seconds']:.0f} s"
         )
-    return count
+
+    return run_each(todo, path, rows, tell, store=store)

@@ -383,19 +383,23 @@ class _Run:
         modes = [(m, m.training) for m in net.modules()]
         net.eval()
         batches = [list(range(i, min(i + 256, len(data)))) for i in range(0, len(data), 256)]
-        classes = len(self.data.class_names)
-        counts = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)  # of label i, answered j
+        classes, keep = len(self.data.class_names), getattr(data, "keep_confusion", False)
+        # how many are wrong and right; with the confusion how many of label i were answered j, at i·classes + j
+        counts = torch.zeros(classes**2 if keep else 2, dtype=torch.int64, device=self.device)
         loader = read(data, list(self._mine(iter(batches), pad=False)), self.config["workers"])
         for images, labels in tqdm(loader, desc=f"test {label}", disable=not self.show, leave=False):
             with self.accelerator.autocast():
                 logits = net(self._input(images))
-            pairs = labels.to(self.device) * classes + answers(logits, data.class_subset)
-            counts += torch.bincount(pairs, minlength=classes**2).view_as(counts)
+            wanted, found = labels.to(self.device), answers(logits, data.class_subset)
+            cells = wanted * classes + found if keep else (wanted == found).long()
+            counts += torch.bincount(cells, minlength=len(counts))
         for module, training in modes:
             module.training = training
         counts = self.accelerator.reduce(counts, "sum").cpu()
-        confusion = tuple(map(tuple, counts.tolist())) if getattr(data, "keep_confusion", False) else ()
-        return Accuracy(int(counts.trace()), int(counts.sum()), confusion)
+        if not keep:
+            return Accuracy(int(counts[1]), int(counts.sum()))
+        table = counts.view(classes, classes)
+        return Accuracy(int(table.trace()), int(table.sum()), tuple(map(tuple, table.tolist())))
 
     def _end_of_epoch(self, stage: str, loss: float, bar: tqdm) -> bool:
         """Validate; keep the best weights if there is a patience; say whether to stop."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import re
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from tpgm.files import write_aside
 from tpgm.notebook import PROFILES
+from tpgm.spelling import hint
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
@@ -80,9 +80,8 @@ def find(name: str | Path, folder: str = "notebooks", suffix: str = "ipynb") -> 
     known = chapters(folder, suffix)
     if (stem := str(name).removesuffix(f".{suffix}")) in known:
         return known[stem]
-    near = difflib.get_close_matches(stem, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise FileNotFoundError(f"no file {str(name)!r}; {hint}With the package come: {', '.join(known) or 'none'}")
+    come = ", ".join(known) or "none"
+    raise FileNotFoundError(f"no file {str(name)!r}; {hint(stem, known)}With the package come: {come}")
 
 
 def declared(notebook: str | Path) -> dict[str, Parameter]:
@@ -125,9 +124,10 @@ def resolve(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     parameters = declared(notebook)
     for name in given:
         if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{Path(notebook).name} has no parameter {name!r}; {hint}It has: {describe(parameters)}")
+            raise ValueError(
+                f"{Path(notebook).name} has no parameter {name!r}; {hint(name, parameters)}It has: "
+                f"{describe(parameters)}"
+            )
     return {name: p.check(given[name]) if name in given else p.default for name, p in parameters.items()}
 
 

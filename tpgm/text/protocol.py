@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.experiment import Config, Row, append, missing, read, run
+from tpgm.experiment import Config, Row, missing, read, run_each
 from tpgm.protocol import SEARCH_SEED, SEEDS, choose
 from tpgm.results import Summary, select
 
@@ -83,21 +83,19 @@ def run_all(out: str | Path, *, labels: Sequence[str] = (), store: str | Path | 
     """
     if unknown := sorted(set(labels) - set(TRIED)):
         raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(TRIED)}")
-    path, count = Path(out), 0
+    path = Path(out)
     rows = read(path) if path.is_file() else []
-    for config in due(rows, labels):
-        row = run(config, store=store)
-        append(path, row)
-        rows.append(row)
-        count += 1
+
+    def tell(row: Row) -> str:
+        config = row["config"]
         name = TRIED[config["label"]][2]
-        print(
+        return (
             f"{config['label']} seed {config['seed']} {name}={config['settings'][name]:g}: val {100 * row['val']:.1f} "
             f"ID {100 * row['id']:.1f} OOD {100 * row['ood']:.1f} (F1 {100 * row['ood_f1']:.1f}) in "
-            f"{row['seconds']:.0f} s",
-            flush=True,
+            f"{row['seconds']:.0f} s"
         )
-    return count
+
+    return run_each(due(rows, labels), path, rows, tell, store=store)
 
 
 def chosen(rows: Sequence[Row]) -> dict[str, Summary]:
