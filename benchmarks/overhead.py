@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py --out results/benchmarks-overhead.jsonl
 
-The icons' small ResNet with the protocol's budget and without a head stage. With --clock cpu the processor's time of
+The icons' small ResNet with the protocol's budget and without a head stage; medians over alternating repetitions after
+a warm-up. With --clock cpu the processor's time of
 one thread counts, which other work on the machine disturbs less. Evaluation on the tests is not counted, that on the
 validation data after each epoch is. A row of JSON with versions and hardware goes to --out.
 """
@@ -10,6 +11,7 @@ validation data after each epoch is. A row of JSON with versions and hardware go
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="icons-resnet")
     parser.add_argument("--epochs", type=int, default=BUDGET["epochs"])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--source", default="", help='"tiny": synthetic images, to try this script')
     parser.add_argument("--out", type=Path, help="file of JSON lines to which the row is added")
@@ -67,16 +70,28 @@ def main() -> None:
             tested["s"] = clock() - began
 
     _Run._radius_update, _Run._finish = counted, timed  # type: ignore[method-assign]
-    seconds, made = {}, {}
-    for label, (method, own) in RUNS.items():
-        updates["n"], began = 0, clock()
-        finetune(start, data, method, progress=False, **common, **own)
-        seconds[label], made[label] = clock() - began - tested["s"], updates["n"]
-        base = seconds["plain fine-tuning"]
-        print(f"{label}: {seconds[label]:.1f} s, {seconds[label] / base:.2f}, {made[label]} updates", flush=True)
+    finetune(start, data, "vanilla", progress=False, **{**common, "epochs": 1})  # warms up
+    times: dict[str, list[float]] = {label: [] for label in RUNS}
+    made = {}
+    for _ in range(given.repeats):
+        for label, (method, own) in RUNS.items():
+            updates["n"], began = 0, clock()
+            finetune(start, data, method, progress=False, **common, **own)
+            times[label].append(clock() - began - tested["s"])
+            made[label] = updates["n"]
+            print(f"{label}: {times[label][-1]:.1f} s, {made[label]} updates", flush=True)
+    seconds = {label: statistics.median(of) for label, of in times.items()}
+    base = seconds["plain fine-tuning"]
     row = {
         "part": "overhead",
-        "config": {"model": given.model, "epochs": given.epochs, "clock": given.clock, "settings": common},
+        "config": {
+            "model": given.model,
+            "epochs": given.epochs,
+            "repeats": given.repeats,
+            "clock": given.clock,
+            "settings": common,
+        },
+        "times": times,
         "seconds": seconds,
         "updates": made,
         "ratios": {label: s / base for label, s in seconds.items()},
