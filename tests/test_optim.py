@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
+from tpgm import compiled
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP, reference
 from tpgm.projection import row_norms
 
@@ -36,6 +37,18 @@ CASES = [
     (AdamSPD, {"lr": 3e-3, "strength": 2.5, "weight_decay": 0.1, "betas": (0.8, 0.99)}),
     (DiGraP, {"lr": 3e-3, "omega_lr": 0.05}),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "torch's operations"])
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds for both."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "available", lambda: request.param == "compiled")
+        yield
+
+
 EVERY = [(SGDP, {}), (AdamP, {}), (AdamSPD, {}), (DiGraP, {})]
 
 
@@ -255,7 +268,8 @@ def test_spd_takes_back_the_growth_that_the_gradient_did_not_ask_for(strength: f
         before = (p.detach() - start).norm()
         run(optimizer, [p], constant(0.01 * away), 1)  # momentum still leads away, the gradient back
         results[value] = (before, (p.detach() - start).norm())
-    assert torch.equal(results[0.0][0], results[strength][0])  # as Adam while the gradient leads away
+    # as Adam while the gradient leads away
+    torch.testing.assert_close(results[0.0][0], results[strength][0], rtol=1e-12, atol=0)
     before, after = results[0.0]
     assert after > before
     torch.testing.assert_close(results[strength][1], after - strength * (after - before))

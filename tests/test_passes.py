@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
+import tpgm.compiled
 import tpgm.passes
-from tpgm.passes import Passes
+from tpgm.passes import Passes, Way
 from tpgm.projection import Norm, as_rows, row_norms, row_ratios, scale_rows, upcast
 
 SHAPES = ((), (40,), (5, 6), (4, 3, 3, 3), (6, 1, 2), (3, 50), (1, 9))
@@ -23,7 +26,7 @@ def tensors(kind: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("way", get_args(Way))
 @pytest.mark.parametrize("kind", ["contiguous", "channels last", "strided", "zero"])
 @pytest.mark.parametrize(
     ("dtype", "anchored"),
@@ -38,17 +41,19 @@ def tensors(kind: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
 )
 @pytest.mark.parametrize("norm", ["l2", "mars"])
 def test_equal_to_the_plain_twins(
-    norm: Norm, dtype: torch.dtype, anchored: torch.dtype, kind: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
+    norm: Norm, dtype: torch.dtype, anchored: torch.dtype, kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tpgm.passes, "BLOCK", 16)  # several blocks, and rows longer than one
     monkeypatch.setattr(tpgm.passes, "GROUP", 60)
+    if way == "compiled":
+        pytest.importorskip("numba")
     weights = tensors(kind, dtype, 1)
     anchors: list[Tensor] = tensors(kind, anchored, 2)
     if kind == "zero":
         anchors = [torch.zeros((), dtype=anchored).expand(w.shape) for w in weights]
     gradients: list[Tensor | None] = [*tensors("contiguous", dtype, 3)]  # laid out in another way, one is missing
     gradients[2] = None
-    passes = Passes(norm, grouped)
+    passes = Passes(norm, way)
     norms, products = passes.measure(weights, anchors), passes.dots(gradients, weights, anchors)
     ratios = [row_ratios(n, n.max() / 2) for n in norms]
     ratios[3][-1] = 1.0 if norm == "mars" else ratios[3][-1]
@@ -78,7 +83,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors() -> None:
     def count(number: int) -> int:
         weights = [torch.randn(8, 4) for _ in range(number)]
         anchors = [torch.randn(8, 4) for _ in range(number)]
-        passes = Passes("mars", grouped=True)
+        passes = Passes("mars", "grouped")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             norms = passes.measure(weights, anchors)
             passes.dots(weights, weights, anchors)

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # what a user calls; the chapters' mathematics and the icon benchmark's making are not among it
 PUBLIC = [
-    "__init__", "anchor", "baselines", "batches", "constraint", "evaluate", "files", "gradients", "integrations",
-    "interpolation", "memory", "methods", "names", "optim/__init__", "optim/anchored", "optim/digrap", "optim/ftp",
-    "optim/spd", "passes", "projection", "result", "schedule", "sharded", "summary",
+    "__init__", "anchor", "baselines", "batches", "compiled", "constraint", "evaluate", "files", "gradients",
+    "integrations", "interpolation", "memory", "methods", "names", "optim/__init__", "optim/anchored", "optim/digrap",
+    "optim/ftp", "optim/spd", "passes", "projection", "result", "schedule", "sharded", "summary",
 ]  # fmt: skip
 # one cache for all: reading torch's types takes a minute the first time
 OPTIONS = ("--follow-imports", "silent", "--cache-dir", str(ROOT / ".mypy_cache"))

@@ -260,7 +260,8 @@ class TPGM:
         """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
 
         unmoved: the weights are as they were at the last `update`, whose norms serve again, which more than halves the
-        time. Changes that torch counts (every optimizer's) are noticed and measured; writing to ``p.data`` is not.
+        time. Changes that torch counts are noticed and measured; writing to ``p.data`` is not, nor are the steps of
+        torch's optimizers with ``fused=True``.
         Before the first `update` no radius exists: the weights stay as they are and a warning says so.
         """
         self._refuse_while_swapped("project_")

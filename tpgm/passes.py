@@ -1,41 +1,50 @@
 """Fast passes over weights and anchor: measure, scale, multiply with the gradient. Their plain twins are in projection.
 
-On a CPU a tensor is gone through in blocks of rows that stay in cache between one operation and the next, and nothing
-of a weight's size is allocated: there fresh memory costs more than the arithmetic. Elsewhere tensors are laid end to
-end in groups of bounded size, so that the number of kernels does not grow with the number of tensors.
+On a CPU they are machine code that reads every number once (``tpgm.compiled``, where numba is installed). Otherwise a
+tensor is gone through in blocks of rows that stay in cache between one operation and the next; nothing of a weight's
+size is allocated, for fresh memory costs more there than the arithmetic. Elsewhere tensors are laid end to end in
+groups of bounded size, so that the number of kernels does not grow with the number of tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tpgm import compiled
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
 
 BLOCK = 1 << 17  # numbers: of 2¹⁴ to 2¹⁸ the fastest measured; one scratch of float32 stays in second-level cache
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
 
+Way = Literal["compiled", "grouped", "blocks"]
+
 
 class Passes:
     """The three passes for one norm; keeps its scratch memory, a block for each dtype.
 
-    grouped: lay tensors end to end (what a GPU wants); None: wherever a tensor is not on a CPU.
+    way: "compiled", on a CPU, where it fits; "grouped", tensors end to end; or "blocks". None, the default, chooses:
+    "grouped" for tensors that are not on a CPU, else "compiled" where it fits, else "blocks".
     Weights, anchors, gradients and outputs come as sequences in one order; one value a row as tensors of shape (rows,),
     in float32, float64 for float64 weights. An anchor may have another floating-point dtype or device than its weight.
     """
 
-    def __init__(self, norm: Norm, grouped: bool | None = None) -> None:
-        self.norm, self.grouped = norm, grouped
+    def __init__(self, norm: Norm, way: Way | None = None) -> None:
+        self.norm, self.way = norm, way
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
     def measure(self, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
         """Row norms of the displacements."""
         found: list[Tensor] = []
-        for w, a, alike in self._runs(weights, anchors):
-            if alike:
+        for way, run in self._runs(weights, anchors):
+            w, a = weights[run], anchors[run]
+            if way == "compiled":
+                found += compiled.measure(self.norm, w, a)
+            elif way == "grouped":
                 delta = self._group_delta(w, a)
                 squares = self.norm == "l2"
                 sums = self._group_rows(delta.square_() if squares else delta.abs_(), w)
@@ -49,11 +58,11 @@ class Passes:
         self, outs: Sequence[Tensor], weights: Sequence[Tensor], anchors: Sequence[Tensor], ratios: Sequence[Tensor]
     ) -> None:
         """``W⁰_i + α_i (W_i − W⁰_i)`` into `outs`, which may be the weights; rows with ratio 1 keep their bits."""
-        done = 0
-        for w, a, alike in self._runs(weights, anchors):
-            into, alpha = outs[done : done + len(w)], ratios[done : done + len(w)]
-            done += len(w)
-            if alike:
+        for way, run in self._runs(weights, anchors, outs):
+            into, w, a, alpha = outs[run], weights[run], anchors[run], ratios[run]
+            if way == "compiled":
+                compiled.scale(self.norm, into, w, a, alpha)
+            elif way == "grouped":
                 self._scale_group(into, w, a, alpha)
             else:
                 self._scale_one(into[0], w[0], a[0], alpha[0])
@@ -64,9 +73,11 @@ class Passes:
     ) -> list[Tensor]:
         """``⟨g_i, W_i − W⁰_i⟩`` for every row; zeros where there is no gradient."""
         found: list[Tensor] = []
-        for w, a, alike in self._runs(weights, anchors):
-            g = gradients[len(found) : len(found) + len(w)]
-            if alike:
+        for way, run in self._runs(weights, anchors, gradients):
+            g, w, a = gradients[run], weights[run], anchors[run]
+            if way == "compiled":
+                found += compiled.dots(self.norm, [y for y in g if y is not None], w, a)
+            elif way == "grouped":
                 dense = [torch.zeros_like(x) if y is None else _dense(y) for x, y in zip(w, g, strict=True)]
                 found += self._group_rows(self._group_delta(w, a).mul_(_end_to_end(dense)), w)
             else:
@@ -80,7 +91,7 @@ class Passes:
         displacement: in float32, or float64 for float64 weights; written to.
         """
         views = self._blocked(displacement, w, a, g)
-        if views is None or self.grouped or len({w.dtype, a.dtype, g.dtype, displacement.dtype}) > 1:
+        if views is None or self.way == "grouped" or len({w.dtype, a.dtype, g.dtype, displacement.dtype}) > 1:
             products = as_rows(upcast(g) * displacement, self.norm).sum(dim=1)
             torch.sub(upcast(w), upcast(a), out=displacement)
             return products, row_norms(displacement, self.norm)
@@ -195,25 +206,35 @@ class Passes:
             room = self._scratch[dtype] = torch.empty(max(BLOCK, like.numel()), dtype=dtype)
         return room[: like.numel()].view(like.shape)
 
-    # --- many tensors, end to end
+    # --- many tensors at once
 
     def _runs(
-        self, weights: Sequence[Tensor], anchors: Sequence[Tensor]
-    ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor], bool]]:
-        """Neighbouring tensors to be laid end to end, with True; or single ones, with False."""
+        self, weights: Sequence[Tensor], anchors: Sequence[Tensor], *others: Sequence[Tensor | None]
+    ) -> Iterator[tuple[Way, slice]]:
+        """Neighbouring tensors to be taken together, in one way; single ones for "blocks"."""
         start = 0
         while start < len(weights):
             first = weights[start]
-            end, size = start + 1, first.numel()
-            alike = first.device.type != "cpu" if self.grouped is None else self.grouped
-            if alike:
-                while end < len(weights) and size + weights[end].numel() <= GROUP:
-                    if (weights[end].device, weights[end].dtype) != (first.device, first.dtype):
-                        break
-                    size += weights[end].numel()
-                    end += 1
-            yield weights[start:end], anchors[start:end], alike
+            way, size = self._way(*(x[start] for x in (weights, anchors, *others))), first.numel()
+            end = start + 1
+            while way != "blocks" and end < len(weights):
+                next_ = weights[end]
+                size += next_.numel()
+                if (next_.device, next_.dtype) != (first.device, first.dtype) or (way == "grouped" and size > GROUP):
+                    break
+                if self._way(*(x[end] for x in (weights, anchors, *others))) != way:
+                    break
+                end += 1
+            yield way, slice(start, end)
             start = end
+
+    def _way(self, *tensors: Tensor | None) -> Way:
+        weight = tensors[0]
+        if weight is None:
+            return "blocks"
+        if self.way == "grouped" or (self.way is None and weight.device.type != "cpu"):
+            return "grouped"
+        return "compiled" if self.way != "blocks" and compiled.fit(*tensors) else "blocks"
 
     def _group_delta(self, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
         return upcast(_end_to_end(weights)).sub_(_end_to_end(anchors).to(weights[0].device, non_blocking=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from tpgm import compiled
 from tpgm.projection import upcast
 from tpgm.sharded import is_sharded
 
@@ -89,6 +90,8 @@ class AnchoredOptimizer(Optimizer):
                     self._update(
                         group, params, [g for p in params if (g := p.grad) is not None], [self.state[p] for p in params]
                     )
+                for p in members:  # neither torch's fused steps nor ours tell autograd of the change
+                    torch.autograd.graph.increment_version(p)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -186,12 +189,17 @@ def require_adam(group: Group) -> None:
         raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
 
 
-def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-    """One step of torch's fused AdamW, in place; moments in the parameters' dtype."""
+def adam_state(params: list[Tensor], states: list[State]) -> None:
+    """What Adam keeps, made where it is not there yet; moments in the parameters' dtype."""
     for p, state in zip(params, states, strict=True):
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+
+
+def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    """One step of torch's fused AdamW, in place."""
+    adam_state(params, states)
     adamw(
         params,
         grads,
@@ -208,6 +216,15 @@ def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: l
         eps=group["eps"],
         maximize=False,
     )
+
+
+def compiled_or_not(
+    params: list[Tensor], grads: list[Tensor], states: list[State], *names: str
+) -> list[tuple[list[Tensor], list[Tensor], list[State]]]:
+    """Those parameters that, with their state called `names`, ``tpgm.compiled`` takes; and the others."""
+    fits = [compiled.fit(p, g, *(s[n] for n in names)) for p, g, s in zip(params, grads, states, strict=True)]
+    wanted: tuple[list[bool], ...] = (fits, [not f for f in fits])
+    return [(list(compress(params, w)), list(compress(grads, w)), list(compress(states, w))) for w in wanted]
 
 
 def adam_scalar(states: list[State], name: str, slopes: Tensor, steps: Tensor, lr: float) -> Tensor:

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from tpgm import compiled
 from tpgm.optim.anchored import (
     AnchoredOptimizer,
     Anchors,
     Group,
     State,
     adam_scalar,
+    adam_state,
     adam_step,
+    compiled_or_not,
     require,
     require_adam,
     rescale_,
@@ -54,24 +57,52 @@ class TrainableProjection(AnchoredOptimizer):
         require(group, "radius_lr")
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-        self._base_step(group, params, grads, states)
-        if group["anchor"]:
-            _learn_and_project(group, params, grads, states)
+        self._base_state(group, params, states)
+        if not group["anchor"]:
+            self._base_step(group, params, grads, states)
+            return
+        _start(group["norm"], params, states)
+        moments = self._moments(group)
+        fused, plain = compiled_or_not(params, grads, states, "anchor", "displacement", *moments)
+        if not moments:  # for which there is no kernel
+            fused, plain = ([], [], []), (params, grads, states)
+        if fused[0]:
+            settings = [*self._settings(group), group["kappa"], group["radius_lr"]]
+            compiled.ftp(*fused, moments, [float(value) for value in settings], group["norm"])
+        if plain[0]:
+            self._base_step(group, *plain)
+            _learn_and_project(group, *plain)
+
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        """Names of the base optimizer's state that has the parameters' shape."""
+        raise NotImplementedError
+
+    def _settings(self, group: Group) -> tuple[Any, ...]:
+        """The base optimizer's five settings, as ``compiled.ftp`` wants them."""
+        raise NotImplementedError
+
+    def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
+        """What the base optimizer keeps, made where it is not there yet."""
+        raise NotImplementedError
 
     def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         """The unconstrained step, in place; counts it in each state's "step"."""
         raise NotImplementedError
 
 
-def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-    """Adam on the radii, with the gradients and last step's displacements; projection of the parameters in place."""
-    norm: Norm = group["norm"]
+def _start(norm: Norm, params: list[Tensor], states: list[State]) -> None:
+    """Nothing has moved before the first step: its slope is 0 and the radius stays 1e-8."""
     for p, s in zip(params, states, strict=True):
-        if "radius" not in s:  # nothing has moved yet: the first slope is 0 and the radius stays 1e-8
+        if "radius" not in s:
             s["displacement"] = torch.zeros_like(p, dtype=upcast(p).dtype, requires_grad=False)
             s["norms"] = row_norms(s["displacement"], norm)
             for name, value in (("radius", EPS), ("radius_exp_avg", 0.0), ("radius_exp_avg_sq", 0.0)):
                 s[name] = s["norms"].new_full((), value)
+
+
+def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    """Adam on the radii, with the gradients and last step's displacements; projection of the parameters in place."""
+    norm: Norm = group["norm"]
     before = torch.cat([s["norms"] for s in states])
     dots, passes = [], Passes(norm)
     for p, g, s in zip(params, grads, states, strict=True):
@@ -136,12 +167,20 @@ class SGDP(TrainableProjection):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov needs a momentum above 0; without momentum give nesterov=False")
 
-    def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def _settings(self, group: Group) -> tuple[Any, ...]:
+        return group["lr"], group["weight_decay"], group["momentum"], group["nesterov"], 0
+
+    def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
         for p, s in zip(params, states, strict=True):
             if "step" not in s:
                 s["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             if group["momentum"] and "momentum_buffer" not in s:
                 s["momentum_buffer"] = torch.zeros_like(p)
+
+    def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         torch._foreach_add_([s["step"] for s in states], 1)
         sgd(
             params,
@@ -185,6 +224,15 @@ class AdamP(TrainableProjection):
     def _check(self, group: Group) -> None:
         super()._check(group)
         require_adam(group)
+
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def _settings(self, group: Group) -> tuple[Any, ...]:
+        return group["lr"], group["weight_decay"], *group["betas"], group["eps"]
+
+    def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
+        adam_state(params, states)
 
     def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         adam_step(group, params, grads, states)

@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpgm.optim.anchored import AnchoredOptimizer, Anchors, Group, State, adam_step, require, require_adam, rescale_
+from tpgm import compiled
+from tpgm.optim.anchored import (
+    AnchoredOptimizer,
+    Anchors,
+    Group,
+    State,
+    adam_state,
+    adam_step,
+    compiled_or_not,
+    require,
+    require_adam,
+    rescale_,
+)
 from tpgm.projection import upcast
 
 
@@ -47,9 +59,19 @@ class AdamSPD(AnchoredOptimizer):
         require(group, "strength")
 
     def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-        if not group["anchor"]:
+        if not (group["anchor"] and group["strength"]):
             adam_step(group, params, grads, states)
             return
+        adam_state(params, states)
+        fused, plain = compiled_or_not(params, grads, states, "anchor", "exp_avg", "exp_avg_sq")
+        if fused[0]:
+            settings = [group["lr"], group["weight_decay"], *group["betas"], group["eps"], group["strength"]]
+            compiled.spd(*fused, [float(value) for value in settings])
+        if plain[0]:
+            self._plain(group, *plain)
+
+    def _plain(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        """The step by torch's operations."""
 
         def displacement(p: Tensor, state: State) -> Tensor:
             return torch.sub(upcast(p), state["anchor"], out=memory[: p.numel()].view(p.shape)).view(-1)
