@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint import load, save
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate
@@ -20,14 +23,14 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm import TPGM
-from tpgm.optim import SGDP, AdamP, AdamSPD
+from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 from tpgm.sharded import local
 
-CHECKS: dict[str, Callable[[int], None]] = {}
+CHECKS: dict[str, Callable[..., None]] = {}
 STEPS = 4
 
 
-def check(function: Callable[[int], None]) -> Callable[[int], None]:
+def check(function: Callable[..., None]) -> Callable[..., None]:
     CHECKS[function.__name__] = function
     return function
 
@@ -274,9 +277,10 @@ def fsdp_wrong_use(rank: int) -> None:
     agree(constraint)
     with pytest.raises(TypeError, match="shard with fully_shard"):
         TPGM(FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=True))
-    for optimizer in (SGDP, AdamP, AdamSPD):
-        with pytest.raises(TypeError, match="0 of the group is sharded over processes"):
-            optimizer(model.parameters())
+    flat = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"))
+    for optimizer in (SGDP, AdamP, AdamSPD, DiGraP):
+        with pytest.raises(TypeError, match=r"0 of the group: .* shard with fully_shard"):
+            optimizer(flat.parameters())
 
 
 @check
@@ -326,24 +330,130 @@ def fsdp_of_a_tensor_parallel_layer(rank: int) -> None:
 
     for norm in ("mars", "l2"):
         as_one_process(rank, lambda m: wrap(m, (2, 1)), norm=norm)
+    model = wrap(start()[0], (1, 2))
     with pytest.raises(TypeError, match="only Shard and Replicate are supported"):
-        TPGM(wrap(start()[0], (1, 2)))
+        TPGM(model)
+    with pytest.raises(TypeError, match=r"head.weight is laid out .* only Shard and Replicate are supported"):
+        AdamP(model.named_parameters())
+
+
+OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
+    (SGDP, {"lr": 0.1}),
+    (SGDP, {"lr": 0.1, "momentum": 0.0, "nesterov": False, "norm": "l2", "kappa": 0.5}),
+    (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
+    (AdamP, {"lr": 1e-2, "norm": "l2"}),
+    (AdamSPD, {"lr": 1e-2}),
+    (DiGraP, {"lr": 1e-2}),
+]
+
+
+def learned(optimizer: Any) -> dict[str, float]:
+    """What the optimizer learns of each tensor."""
+    return getattr(optimizer, "radii", None) or getattr(optimizer, "omegas", {})
+
+
+def optimized(model: nn.Module, optimizer: Any, anchor: Any, **settings: Any) -> Any:
+    """The optimizer for the model, whose head is free."""
+    named = [*model.named_parameters()]
+    head = [(name, p) for name, p in named if name.startswith("head")]
+    body = [(name, p) for name, p in named if not name.startswith("head")]
+    groups = [{"params": body, "anchor": anchor}, {"params": head, "anchor": False}]
+    return optimizer(groups, **settings)
+
+
+def optimize_as_one_process(rank: int, wrap: Callable[[nn.Module], nn.Module], anchored: bool = True) -> None:
+    """Half of each batch here, half there; and all of it alone."""
+    for optimizer, settings in OPTIMIZERS:
+        model, anchor = start(wrap)
+        inner = getattr(model, "module", model)
+        ours = optimized(inner, optimizer, anchor if anchored else None, **settings)
+        train(model, slice(rank, None, 2), optimizer=ours)
+        plain, _ = start()
+        theirs = optimized(plain, optimizer, anchor if anchored else None, **settings)
+        train(plain, ALL, optimizer=theirs)
+        found: list[Any] = [None, None]
+        dist.all_gather_object(found, (learned(ours), [w.tolist() for w in whole(model)]))
+        assert found[0] == found[1]
+        near(whole(model), whole(plain))
+        assert learned(ours).keys() == learned(theirs).keys()
+        for name, value in learned(theirs).items():
+            assert abs(learned(ours)[name] - value) < 1e-6 + 1e-4 * abs(value), (optimizer, name)
+        free, _ = start()
+        train(free, ALL, optimizer=optimized(free, optimizer, False, **settings))
+        apart = [float((a - b).abs().max()) for a, b in zip(whole(free), whole(plain), strict=True)]
+        assert max(apart) > 1e-3, "the optimizer does what its base optimizer does not"
 
 
 @check
 def optimizers_under_ddp(rank: int) -> None:
-    for optimizer, settings in ((SGDP, {"lr": 0.1}), (AdamP, {"lr": 1e-2}), (AdamSPD, {"lr": 1e-2})):
-        model, anchor = start(DistributedDataParallel)
-        ours = optimizer(model.module.named_parameters(), anchor=anchor, **settings)
+    optimize_as_one_process(rank, DistributedDataParallel)
+
+
+@check
+def optimizers_under_fsdp(rank: int) -> None:
+    optimize_as_one_process(rank, shard)
+    optimize_as_one_process(rank, shard, anchored=False)
+
+
+@check
+def optimizers_under_fsdp_replicated(rank: int) -> None:
+    for shape in ((2, 1), (1, 2)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("between", "inside"))
+        optimize_as_one_process(rank, lambda m, mesh=mesh: shard(m, mesh=mesh))
+
+
+@check
+def optimizers_of_sharded_parameters_keep_parts(rank: int) -> None:
+    """Of an anchor, whole or sharded alike, and of all that has the parameters' shape; of the origin nothing."""
+    for optimizer, settings in OPTIMIZERS:
+        for given in (start()[1], dict(start(shard)[0].named_parameters())):
+            model, _ = start(shard)
+            ours = optimizer(model.named_parameters(), anchor=given, **settings)
+            closure(model, ALL)().backward()
+            ours.step()
+            for p in model.parameters():
+                alike = [value for value in ours.state[p].values() if value.shape == p.shape]
+                assert {local(value).shape for value in alike} == {local(p.detach()).shape}
+                assert local(ours.state[p]["anchor"]).untyped_storage().nbytes() == 4 * local(p.detach()).numel()
+        model, _ = start(shard)
+        ours = optimizer(model.named_parameters(), anchor="zero", **settings)
+        zeros = [local(ours.state[p]["anchor"]) for p in model.parameters()]
+        assert all(z.untyped_storage().nbytes() == 4 for z in zeros)
         train(model, slice(rank, None, 2), optimizer=ours)
         plain, _ = start()
-        theirs = optimizer(plain.named_parameters(), anchor=anchor, **settings)
-        train(plain, ALL, optimizer=theirs)
-        found: list[Any] = [None, None]
-        dist.all_gather_object(found, [w.tolist() for w in whole(model)])
-        assert found[0] == found[1]
+        train(plain, ALL, optimizer=optimizer(plain.named_parameters(), anchor="zero", **settings))
         near(whole(model), whole(plain))
-        if optimizer is not AdamSPD:
-            assert ours.radii.keys() == theirs.radii.keys()
-            for name, radius in theirs.radii.items():
-                assert abs(ours.radii[name] - radius) < 1e-6 + 1e-4 * radius
+
+
+@check
+def optimizers_under_fsdp_resume(rank: int, folder: Path) -> None:
+    """Bit for bit, from the state as it is and by torch.distributed.checkpoint."""
+    mine = slice(rank, None, 2)
+    for i, (optimizer, settings) in enumerate(OPTIMIZERS):
+        model, anchor = start(shard)
+        ours = optimized(model, optimizer, anchor, **settings)
+        train(model, mine, optimizer=ours)
+        plain_state = copy.deepcopy(ours.state_dict())
+        weights = [local(p.detach()).clone() for p in model.parameters()]
+        checkpoint = dict(zip(("model", "optim"), get_state_dict(model, ours), strict=True))
+        save(checkpoint, checkpoint_id=folder / str(i))
+        train(model, mine, optimizer=ours)
+
+        again, _ = start(shard)
+        second = optimized(again, optimizer, None, **settings)
+        with torch.no_grad():
+            for p, w in zip(again.parameters(), weights, strict=True):
+                local(p.data).copy_(w)
+        second.load_state_dict(plain_state)
+        train(again, mine, optimizer=second)
+        assert all(map(torch.equal, whole(again), whole(model)))
+        assert learned(second) == learned(ours)
+
+        third, _ = start(shard)
+        loaded = optimized(third, optimizer, None, **settings)
+        parts = dict(zip(("model", "optim"), get_state_dict(third, loaded), strict=True))
+        load(parts, checkpoint_id=folder / str(i))
+        set_state_dict(third, loaded, model_state_dict=parts["model"], optim_state_dict=parts["optim"])
+        train(third, mine, optimizer=loaded)
+        assert all(map(torch.equal, whole(third), whole(model))), optimizer
+        assert learned(loaded) == learned(ours)

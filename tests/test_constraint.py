@@ -286,13 +286,13 @@ def test_memory_of_its_own_is_pointed_to_and_shared_memory_written_to(kind: str)
                 for p, piece in zip(model.parameters(), whole.split(sizes), strict=True):
                     p.data = piece.view(p.shape)
             tpgm = TPGM(model, anchor=anchor, keep_copy=keep)
-            assert tpgm._own_memory() is not flat
+            assert tpgm._exchange.own_memory() is not flat
             where = [p.data_ptr() for p in model.parameters()]
             for _ in range(3):
                 tpgm.update(closure)
                 tpgm.project_()
             assert [p.data_ptr() for p in model.parameters()] == where
-            assert bool(tpgm._copies) is keep
+            assert bool(tpgm._exchange.copies) is keep
             radii.append(tpgm.radii)
     assert radii[1:] == [radii[0]] * 3
 

@@ -20,7 +20,7 @@ def test_bytes_are_those_of_the_tensors(anchor: torch.dtype | None) -> None:
             p.add_(0.1)
     tpgm.update(lambda: model(x).square().mean())
     found = memory(count, anchor=anchor, keep_copy=True)
-    assert found["anchor"] == sum(t.nbytes for t in [*tpgm.anchor.values(), *tpgm._copies])
+    assert found["anchor"] == sum(t.nbytes for t in [*tpgm.anchor.values(), *tpgm._exchange.copies])
     assert found["update"] == sum(p.nbytes for p in model.parameters())  # the gradients
     optimizer = torch.optim.AdamW(model.parameters())
     model(x).sum().backward()

@@ -7,7 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
-from tpgm.gradients import REENTRANT, hides_gradients
+from tpgm.exchange import Exchange
+from tpgm.gradients import evaluating, loss_and_gradients
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.passes import Passes
 from tpgm.projection import Norm, check_norm, row_ratios
-from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, own_pass, part, reshard
+from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
@@ -102,7 +103,7 @@ class TPGM:
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
         self.unit, self.start = unit, start
         self._keeping = (None if anchor_device is None else torch.device(anchor_device), anchor_dtype)
-        self._passes, self._keep_copy, self._copies = Passes(norm), keep_copy, list[Tensor]()
+        self._passes = Passes(norm)
         parameters = aliases(model)
         given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
         for pattern in exclude:
@@ -127,7 +128,9 @@ class TPGM:
         else:
             found = match_anchor(model, given, self._params, exclude)
             self._anchor = {n: self._kept(local(p.data), part(found[n].detach(), p)) for n, p in self._params.items()}
-        self._shards = Shards(self._params, self._anchor, norm) if sharded else None
+        self._shards = Shards(self._params, norm) if sharded else None
+        # computed once: afterwards no process need wait for another
+        self._prints = None if self._shards is None else self._shards.fingerprints(self._anchor)
         self._pairs = self._neighbours(groups)
 
         first = next(iter(self._params.values()))
@@ -141,7 +144,7 @@ class TPGM:
         self._measured_at: list[tuple[int, int]] | None = (
             None  # the weights of the last update, as torch counts changes
         )
-        self._swapped = False
+        self._exchange = Exchange(model, list(self._params.values()), self._fsdp, keep_copy=keep_copy)
 
     def _kept(self, like: Tensor, anchor: Tensor) -> Tensor:
         """A copy of the anchor for the weights `like`, laid out as they are: two memory formats together are slow."""
@@ -232,8 +235,9 @@ class TPGM:
         if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
             bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
             raise FloatingPointError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
-        with self._evaluating(), self._swapped_in(radii, norms) as unprojected:
-            loss, gradients = self._loss_and_gradients(closure)
+        hooks = bool(self._fsdp or self._shards)
+        with evaluating(self.model, self._ddp, self._fsdp), self._swapped_in(radii, norms) as unprojected:
+            loss, gradients = loss_and_gradients(closure, list(self._params.values()), hooks=hooks)
             slopes = self._radius_gradient(radii, norms, gradients, unprojected)
         value = self._average(loss, slopes)
         slopes += self._regularizer_gradient(radii, norms)
@@ -375,8 +379,8 @@ class TPGM:
 
     def _fingerprints(self) -> dict[str, Tensor]:
         """Copies, by name."""
-        if self._shards is not None:
-            return {name: print_.clone() for name, print_ in self._shards.prints.items()}
+        if self._prints is not None:
+            return {name: print_.clone() for name, print_ in self._prints.items()}
         return {name: fingerprint(tensor) for name, tensor in self._anchor.items()}
 
     @torch.no_grad()
@@ -437,46 +441,6 @@ class TPGM:
         by_radius = torch.where(active, 1 / (n + EPS), 0.0)
         return slopes + self.tv * by_ratio * torch.segment_reduce(by_radius, "mean", lengths=self._lengths(norms))
 
-    def _loss_and_gradients(self, closure: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        with torch.enable_grad():
-            loss = closure()
-            if not isinstance(loss, Tensor):
-                raise TypeError(f"closure must return the loss as a tensor, got {type(loss).__name__}")
-            if loss.numel() != 1:
-                raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}")
-            if not loss.requires_grad:
-                raise ValueError(
-                    "closure returned a loss without gradient: compute it with the model, not under no_grad"
-                )
-            trained, hooks = [p for p in self._params.values() if p.requires_grad], bool(self._fsdp or self._shards)
-            if not trained:
-                raise ValueError("every constrained parameter has been frozen since construction")
-            try:
-                gradients: Sequence[Tensor | None]
-                if hooks:
-                    gradients = self._through_hooks(loss, trained)
-                else:
-                    gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
-            except RuntimeError as error:
-                if "second time" in str(error):
-                    raise ValueError("closure called backward(): it must only return the loss") from error
-                if "use_reentrant" in str(error):
-                    raise ValueError(REENTRANT) from error
-                raise
-        if not hooks and any(g is None for g in gradients) and hides_gradients(loss):
-            raise ValueError(REENTRANT)
-        if all(g is None for g in gradients):
-            raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
-        found = iter(gradients)
-        return loss.detach(), [next(found) if p.requires_grad else None for p in self._params.values()]
-
-    def _through_hooks(self, loss: Tensor, trained: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """Gradients by backward(), for the hooks of FSDP know nothing of ``torch.autograd.grad``."""
-        for p in trained:
-            p.grad = None  # of a backward() in the closure
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        return [None if p.grad is None else part(p.grad, p) for p in trained]
-
     def _average(self, loss: Tensor, slopes: Tensor) -> float:
         """Mean over the processes of a data-parallel or sharded model, so that all take the same step."""
         value = loss.reshape(1).to(slopes)
@@ -495,95 +459,12 @@ class TPGM:
             raise FloatingPointError(f"the validation loss is {result}; radii and weights are unchanged")
         return result
 
+    def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> AbstractContextManager[list[Tensor]]:
+        """Let the parameters hold the projected weights; yields the unprojected ones."""
+        return self._exchange(lambda outs, weights: self._scale(outs, weights, radii, norms))
+
     def _refuse_while_swapped(self, what: str) -> None:
-        if self._swapped:
+        if self._exchange.active:
             raise RuntimeError(
                 f"{what} while the model already holds projected weights (inside projected or a closure)"
             )
-
-    @contextmanager
-    def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Let the parameters hold the projected weights; yield the unprojected ones and put them back afterwards.
-
-        Where a parameter's memory is its own alone, on a CPU, it is made to point to the projected weights; elsewhere
-        they are copied into its memory, so that wrappers, captured graphs and flat buffers stay valid.
-        """
-        parameters, weights = list(self._params.values()), self._weights()
-        copies, pointing = self._room(weights), self._own_memory()
-        if pointing:
-            unprojected = weights
-            self._scale(copies, weights, radii, norms)
-        else:
-            unprojected = copies
-            torch._foreach_copy_(copies, weights)
-        self._swapped = True
-        try:
-            if pointing:
-                for p, c in zip(parameters, copies, strict=True):
-                    p.data = c
-            else:
-                self._scale(weights, weights, radii, norms)
-            reshard(self._fsdp)
-            torch.clear_autocast_cache()  # an enclosing autocast may hold casts of the unprojected weights
-            yield unprojected
-        finally:
-            if pointing:
-                for p, w in zip(parameters, weights, strict=True):
-                    p.data = w
-            else:
-                torch._foreach_copy_(weights, copies)
-            reshard(self._fsdp)
-            torch.clear_autocast_cache()
-            self._swapped = False
-
-    def _own_memory(self) -> bool:
-        """Whether every constrained parameter lies on a CPU in memory that no other tensor of the model looks into."""
-        users: dict[int, int] = {}
-        for t in itertools.chain(self.model.parameters(), self.model.buffers()):
-            if is_sharded(t):
-                return False
-            users[t.untyped_storage().data_ptr()] = users.get(t.untyped_storage().data_ptr(), 0) + 1
-        return all(
-            p.device.type == "cpu"
-            and p.untyped_storage().nbytes() == p.numel() * p.element_size()
-            and users[p.untyped_storage().data_ptr()] == 1
-            for p in self._params.values()
-        )
-
-    def _room(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Memory for a copy of the constrained weights."""
-        same = len(self._copies) == len(weights) and all(
-            (c.dtype, c.device, c.stride()) == (w.dtype, w.device, w.stride())
-            for c, w in zip(self._copies, weights, strict=True)
-        )
-        copies = self._copies if same else [torch.empty_like(w) for w in weights]
-        self._copies = copies if self._keep_copy and all(w.device.type == "cpu" for w in weights) else []
-        return copies
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Eval mode, no gradients to add to, no synchronization by DistributedDataParallel; all put back afterwards."""
-        reshard(self._fsdp)
-        modes = [(module, module.training) for module in self.model.modules()]
-        parameters = list(self.model.parameters())
-        gradients = [p.grad for p in parameters]
-        synchronizing = {}
-        if self._ddp is not None:
-            flags = ("require_backward_grad_sync", "require_forward_param_sync")
-            synchronizing = {flag: getattr(self._ddp, flag) for flag in flags}
-        self.model.eval()
-        for p in parameters:
-            p.grad = None
-        for flag in synchronizing:
-            setattr(self._ddp, flag, False)
-        try:
-            with own_pass(self._fsdp):
-                yield
-        finally:
-            reshard(self._fsdp)
-            for module, training in modes:
-                module.training = training
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.grad = gradient
-            for flag, value in synchronizing.items():
-                setattr(self._ddp, flag, value)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tpgm.projection import Norm
 
+FLAT = "FullyShardedDataParallel hides tensors in flat buffers; shard with fully_shard (FSDP2) instead"
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor, told without importing what defines it."""
@@ -26,6 +28,28 @@ def local(tensor: Any) -> Tensor:
     """This process's part of a DTensor, in its own memory (call it where no gradient is recorded); others as is."""
     found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return found
+
+
+def check_layout(name: str, p: Tensor) -> None:
+    """Raise TypeError for what processes share in a way that is not supported, under its name."""
+    if hasattr(p, "_is_flat_param"):
+        raise TypeError(f"{name}: {FLAT}")
+    if is_sharded(p):
+        from torch.distributed.tensor import Replicate, Shard
+
+        placements: Sequence[Any] = getattr(p, "placements", ())
+        if any(type(place) not in (Shard, Replicate) for place in placements):
+            raise TypeError(f"{name} is laid out as {placements}; only Shard and Replicate are supported")
+
+
+def alike(part: Tensor, like: Any) -> Tensor:
+    """A tensor of which `part` lies on this process, laid out as the DTensor `like`; `part` itself if that is none."""
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def part(tensor: Any, like: Any) -> Tensor:
@@ -56,9 +80,7 @@ class Shards:
     Replicate.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], norm: Norm) -> None:
-        from torch.distributed.tensor import Replicate, Shard
-
+    def __init__(self, params: Mapping[str, Tensor], norm: Norm) -> None:
         self.norm = norm
         self._rows: list[int] = []  # of the whole tensor
         self._own: list[Tensor | None] = []  # which of them lie here; None: all
@@ -66,15 +88,13 @@ class Shards:
         for name, p in params.items():
             by_row = norm == "mars" and p.dim() > 1
             self._rows.append(rows := p.shape[0] if by_row else 1)
+            check_layout(name, p)
             placements: Sequence[Any] = getattr(p, "placements", ())
-            if any(type(place) not in (Shard, Replicate) for place in placements):
-                raise TypeError(f"{name} is laid out as {placements}; only Shard and Replicate are supported")
             split = tuple(i for i, place in enumerate(placements) if place.is_shard())
             self._split.append((getattr(p, "device_mesh", None), split))
             divided = by_row and any(placements[i].dim == 0 for i in split)
             self._own.append(_cut(torch.arange(rows), p, [0]).to(p.device) if divided else None)
         self.mesh = max((mesh for mesh, _ in self._split if mesh is not None), key=lambda mesh: int(mesh.size()))
-        self.prints = self._fingerprints(anchor)
 
     def own(self, index: int, values: Tensor) -> Tensor:
         """Those of one value a row, shape (rows,), that belong to rows on this process."""
@@ -115,8 +135,8 @@ class Shards:
                 found.setdefault((mesh, dims), []).append(i)
         return list(found.items())
 
-    def _fingerprints(self, anchor: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of whole anchors, from this process's parts. Computed once: afterwards no process need wait for another."""
+    def fingerprints(self, anchor: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of whole anchors, by name, from this process's parts."""
         sums = torch.stack([fingerprint(a) for a in anchor.values()])
         for (mesh, dims), members in self._alike():
             sums[members] = _sum(sums[members], mesh, dims)
@@ -145,9 +165,7 @@ Fsdp = Any  # torch.distributed.fsdp.FSDPModule, which is not imported for the s
 def fsdp_modules(model: nn.Module) -> list[Fsdp]:
     """The modules to which ``fully_shard`` was applied, outermost first. Raises TypeError for the older FSDP."""
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
-        raise TypeError(
-            "FullyShardedDataParallel hides tensors in flat buffers; shard with fully_shard (FSDP2) instead"
-        )
+        raise TypeError(FLAT)
     return [m for m in model.modules() if any(c.__name__ == "FSDPModule" for c in type(m).__mro__)]
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tpgm import compiled
-from tpgm.projection import upcast
-from tpgm.sharded import is_sharded
+from tpgm import compiled, sharded
+from tpgm.anchor import zero
+from tpgm.projection import Norm, upcast
+from tpgm.sharded import Shards, is_sharded, local, part
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
 Group = dict[str, Any]
@@ -29,6 +30,10 @@ class AnchoredOptimizer(Optimizer):
     tensors in the order of the parameters; a mapping from parameter names, for named parameters (a state dict will do:
     entries of no parameter are ignored); "zero", the origin, which keeps no copy (factors of an adapter); False, no
     constraint (a new head).
+
+    Of parameters sharded over processes (DTensor, as of ``fully_shard``) each process keeps and steps its own part;
+    anchors may be whole tensors or sharded alike. What is said of a tensor or its rows is said of the whole ones: every
+    process must call ``step`` equally often, and radii are the same on all.
 
     The anchor has the parameter's dtype and is part of ``state_dict()``, larger by one copy of the anchored parameters
     therefore; a run resumed from it goes on bit for bit. Parameters without a gradient are skipped. Norms, ratios and
@@ -53,8 +58,8 @@ class AnchoredOptimizer(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters; without an "anchor" of its own it is anchored where it is now.
 
-        Raises ValueError for settings that cannot be and for anchors that do not fit, TypeError for sharded parameters
-        (DTensor); nothing is added then.
+        Raises ValueError for settings that cannot be and for anchors that do not fit, TypeError for parameters sharded
+        in another way than by ``fully_shard`` or with the placements Shard and Replicate; nothing is added then.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -68,6 +73,12 @@ class AnchoredOptimizer(Optimizer):
         for p, anchor in zip(group["params"], anchors, strict=False):
             self.state[p]["anchor"] = anchor
         group["anchor"] = bool(anchors)  # from here on only whether there is one
+        # now and not at the first step: torch.distributed.checkpoint fills only what is there already
+        trained = [p for p in group["params"] if p.requires_grad]
+        self._prepare(group, trained, [self.state[p] for p in trained])
+        # now and not at the first step: torch.distributed.checkpoint fills only what is there already
+        trained = [p for p in group["params"] if p.requires_grad]
+        self._prepare(group, trained, [self.state[p] for p in trained])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient. Returns what `closure` returns, or None without one.
@@ -87,9 +98,7 @@ class AnchoredOptimizer(Optimizer):
                 for p in members:
                     alike.setdefault((p.device, p.dtype), []).append(p)
                 for params in alike.values():
-                    self._update(
-                        group, params, [g for p in params if (g := p.grad) is not None], [self.state[p] for p in params]
-                    )
+                    self._update_own(group, params)
                 for p in members:  # neither torch's fused steps nor ours tell autograd of the change
                     torch.autograd.graph.increment_version(p)
         return loss
@@ -122,18 +131,52 @@ class AnchoredOptimizer(Optimizer):
         """Raise ValueError for settings of a group that cannot be."""
         raise NotImplementedError
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-        """One step for those parameters of a group that have one device and dtype, all with a gradient."""
+    def _update_own(self, group: Group, params: list[Tensor]) -> None:
+        """One step for parameters of one device and dtype, all with a gradient; of sharded ones for what lies here."""
+        states = [self.state[p] for p in params]
+        grads = [g for p in params if (g := p.grad) is not None]
+        self._prepare(group, params, states)
+        if not any(map(is_sharded, params)):
+            self._update(group, params, grads, states, None)
+            return
+        norm = self._norm(group)
+        key = (norm, *map(id, params))
+        if key not in self._sharing:
+            self._sharing[key] = Shards({str(i): p for i, p in enumerate(params)}, norm)
+        grads = [part(g, p) for g, p in zip(grads, params, strict=True)]
+        states = [{name: local(value) for name, value in s.items()} for s in states]
+        self._update(group, [local(p) for p in params], grads, states, self._sharing[key])
+
+    @property
+    def _sharing(self) -> dict[tuple[Any, ...], Shards]:
+        """How sharded parameters are shared out; not in what is pickled or copied."""
+        found: dict[tuple[Any, ...], Shards] = self.__dict__.setdefault("_shards", {})
+        return found
+
+    def _norm(self, group: Group) -> Norm:
+        """In which the optimizer measures a tensor."""
+        return "l2"
+
+    def _prepare(self, group: Group, params: list[Tensor], states: list[State]) -> None:
+        """Make the state of parameters that have none yet."""
+        adam_state(params, states)
+
+    def _update(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+    ) -> None:
+        """One step; what has a parameter's shape is the part of it that lies here. State is written in place."""
         raise NotImplementedError
 
-    def _labelled(self) -> Iterator[tuple[str, Group, State]]:
-        """Every parameter's name (its number, as in ``state_dict()``, if unnamed), group and state."""
+    def _learned(self, value: str) -> Iterator[tuple[str, State]]:
+        """Name (number, as in ``state_dict()``, if unnamed) and state of parameters that have taken a step with it."""
         number = 0
         for group in self.param_groups:
             names = group.get("param_names", [str(number + i) for i in range(len(group["params"]))])
             number += len(names)
             for name, p in zip(names, group["params"], strict=True):
-                yield name, group, self.state[p]
+                state = self.state[p]
+                if value in state and state["step"].item():
+                    yield name, state
 
 
 def _anchors(group: Group) -> list[Tensor]:
@@ -143,17 +186,13 @@ def _anchors(group: Group) -> list[Tensor]:
     for label, p in zip(labels, params, strict=True):
         if not p.is_floating_point():
             raise ValueError(f"{label} is {p.dtype}; only real floating-point parameters can be optimized")
-        if is_sharded(p):
-            raise TypeError(
-                f"{label} is sharded over processes (DTensor), where this optimizer would take each part for a "
-                "tensor of its own; use DistributedDataParallel, or tpgm.TPGM with a torch optimizer"
-            )
+        sharded.check_layout(label, p)
     if anchor is False:
         return []
     if isinstance(anchor, str):
         if anchor != "zero":
             raise ValueError(f"anchor must be None, False, 'zero', a sequence or a mapping, got {anchor!r}")
-        return [p.detach().new_zeros(()).expand_as(p) for p in params]
+        return [sharded.alike(zero(local(p.detach())), p) for p in params]
     if isinstance(anchor, Mapping):
         if params and "param_names" not in group:
             raise ValueError("anchors by name need named parameters; pass model.named_parameters() to the optimizer")
@@ -171,7 +210,13 @@ def _anchors(group: Group) -> list[Tensor]:
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"
             )
-    return [torch.empty_like(p, requires_grad=False).copy_(a.detach()) for p, a in zip(params, tensors, strict=True)]
+    return [_copy(p, a.detach()) for p, a in zip(params, tensors, strict=True)]
+
+
+@torch.no_grad()
+def _copy(p: Tensor, anchor: Tensor) -> Tensor:
+    own = local(p)
+    return sharded.alike(torch.empty_like(own, requires_grad=False).copy_(part(anchor, p)), p)
 
 
 def require(group: Group, *names: str, high: float = math.inf) -> None:
@@ -199,7 +244,6 @@ def adam_state(params: list[Tensor], states: list[State]) -> None:
 
 def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
     """One step of torch's fused AdamW, in place."""
-    adam_state(params, states)
     adamw(
         params,
         grads,
@@ -219,9 +263,11 @@ def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: l
 
 
 def compiled_or_not(
-    params: list[Tensor], grads: list[Tensor], states: list[State], *names: str
+    params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None, *names: str
 ) -> list[tuple[list[Tensor], list[Tensor], list[State]]]:
     """Those parameters that, with their state called `names`, ``tpgm.compiled`` takes; and the others."""
+    if shards is not None:  # what it adds up over a tensor would have to be added up over processes
+        return [([], [], []), (params, grads, states)]
     fits = [compiled.fit(p, g, *(s[n] for n in names)) for p, g, s in zip(params, grads, states, strict=True)]
     wanted: tuple[list[bool], ...] = (fits, [not f for f in fits])
     return [(list(compress(params, w)), list(compress(grads, w)), list(compress(states, w))) for w in wanted]

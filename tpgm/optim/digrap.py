@@ -14,12 +14,14 @@ from tpgm.optim.anchored import (
     Group,
     State,
     adam_scalar,
+    adam_state,
     adam_step,
     require,
     require_adam,
     store,
 )
 from tpgm.projection import upcast
+from tpgm.sharded import Shards
 
 
 class DiGraP(AnchoredOptimizer):
@@ -62,34 +64,49 @@ class DiGraP(AnchoredOptimizer):
     @property
     def omegas(self) -> dict[str, float]:
         """ω of each constrained parameter that has taken a step, by name, or by number as in ``state_dict()``."""
-        return {name: s["omega"].item() for name, _, s in self._labelled() if "omega" in s}
+        return {name: s["omega"].item() for name, s in self._learned("omega")}
 
     def _check(self, group: Group) -> None:
         require_adam(group)
         require(group, "omega_lr")
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    def _prepare(self, group: Group, params: list[Tensor], states: list[State]) -> None:
+        adam_state(params, states)
+        for p, s in zip(params, states, strict=True):
+            if group["anchor"] and "omega" not in s:
+                wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+                s["direction"] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
+                for name, value in (("omega", 1.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
+                    s[name] = torch.full((), value, dtype=wide, device=p.device)
+
+    def _update(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+    ) -> None:
         if not group["anchor"]:
             adam_step(group, params, grads, states)
             return
+        flat = [upcast(g).reshape(-1) for g in grads]
+        directions = [s["direction"].view(-1) for s in states]
+
+        def along() -> Tensor:
+            """⟨g, u⟩ of each tensor."""
+            own = [torch.dot(g, u).reshape(1) for g, u in zip(flat, directions, strict=True)]
+            return torch.cat(own if shards is None else shards.add(own))
+
+        slopes = -along()
         for p, s in zip(params, states, strict=True):
-            if "omega" not in s:
-                s["direction"] = torch.zeros(p.shape, dtype=upcast(p).dtype, device=p.device)
-                for name, value in (("omega", 1.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
-                    s[name] = s["direction"].new_full((), value)
-        slopes, along = [], []
-        for p, g, s in zip(params, grads, states, strict=True):
-            flat, u = upcast(g).reshape(-1), s["direction"].view(-1)
-            slopes.append(-torch.dot(flat, u))
             torch.sub(upcast(p), s["anchor"], out=s["direction"])
-            n = torch.linalg.vector_norm(u)
+        norms = [torch.linalg.vector_norm(u).reshape(1) for u in directions]
+        norms = norms if shards is None else shards.norms(norms)
+        for u, n in zip(directions, norms, strict=True):
             u.mul_(torch.where(n > 0, 1 / n, 0.0))
-            along.append(torch.dot(flat, u))
-            u.mul_(along[-1] < 0)  # no conflict, no direction
-        steps = torch.stack([s["step"] + 1 if "step" in s else torch.ones_like(s["omega"]) for s in states])
-        omegas = adam_scalar(states, "omega", torch.stack(slopes), steps, group["omega_lr"]).clamp(0.0, 1.0)
+        conflict = along()
+        for u, c in zip(directions, conflict, strict=True):
+            u.mul_(c < 0)  # no conflict, no direction
+        steps = torch.stack([s["step"] for s in states]) + 1
+        omegas = adam_scalar(states, "omega", slopes, steps, group["omega_lr"]).clamp(0.0, 1.0)
         store(states, "omega", omegas)
-        removed = (omegas * torch.stack(along)).unbind()
+        removed = (omegas * conflict).unbind()
         # in the layout of the gradient, on which torch's fused kernels rely
         kept = [
             torch.sub(g, w * s["direction"], out=torch.empty_like(g))

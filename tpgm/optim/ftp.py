@@ -25,7 +25,8 @@ from tpgm.optim.anchored import (
     store,
 )
 from tpgm.passes import Passes
-from tpgm.projection import Norm, check_norm, row_norms, row_ratios, upcast
+from tpgm.projection import Norm, check_norm, row_ratios
+from tpgm.sharded import Shards
 
 EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
 
@@ -41,29 +42,34 @@ class TrainableProjection(AnchoredOptimizer):
 
         Keys are parameter names, or the parameters' numbers as in ``state_dict()`` if they were given without names.
         """
-        return {name: s["radius"].item() for name, _, s in self._labelled() if "radius" in s}
+        return {name: s["radius"].item() for name, s in self._learned("radius")}
 
     def ratios(self) -> dict[str, float]:
         """Ratio of each of those parameters at its last step: the mean over rows of clip(γ/(n + 1e-8), 0, 1)."""
-        return {
-            name: row_ratios(s["norms"], s["radius"], EPS).mean().item()
-            for name, _, s in self._labelled()
-            if "radius" in s
-        }
+        return {name: row_ratios(s["norms"], s["radius"], EPS).mean().item() for name, s in self._learned("radius")}
 
     def _check(self, group: Group) -> None:
         check_norm(group["norm"])
         require(group, "kappa", high=1.0)
         require(group, "radius_lr")
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    def _norm(self, group: Group) -> Norm:
+        norm: Norm = group["norm"]
+        return norm
+
+    def _prepare(self, group: Group, params: list[Tensor], states: list[State]) -> None:
         self._base_state(group, params, states)
+        if group["anchor"]:
+            _start(group["norm"], params, states)
+
+    def _update(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+    ) -> None:
         if not group["anchor"]:
             self._base_step(group, params, grads, states)
             return
-        _start(group["norm"], params, states)
         moments = self._moments(group)
-        fused, plain = compiled_or_not(params, grads, states, "anchor", "displacement", *moments)
+        fused, plain = compiled_or_not(params, grads, states, shards, "anchor", "displacement", *moments)
         if not moments:  # for which there is no kernel
             fused, plain = ([], [], []), (params, grads, states)
         if fused[0]:
@@ -71,7 +77,7 @@ class TrainableProjection(AnchoredOptimizer):
             compiled.ftp(*fused, moments, [float(value) for value in settings], group["norm"])
         if plain[0]:
             self._base_step(group, *plain)
-            _learn_and_project(group, *plain)
+            _learn_and_project(group, *plain, shards)
 
     def _moments(self, group: Group) -> tuple[str, ...]:
         """Names of the base optimizer's state that has the parameters' shape."""
@@ -94,20 +100,27 @@ def _start(norm: Norm, params: list[Tensor], states: list[State]) -> None:
     """Nothing has moved before the first step: its slope is 0 and the radius stays 1e-8."""
     for p, s in zip(params, states, strict=True):
         if "radius" not in s:
-            s["displacement"] = torch.zeros_like(p, dtype=upcast(p).dtype, requires_grad=False)
-            s["norms"] = row_norms(s["displacement"], norm)
+            wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+            s["displacement"] = torch.zeros_like(p, dtype=wide, requires_grad=False)
+            rows = p.shape[0] if norm == "mars" and p.dim() > 1 else 1
+            s["norms"] = torch.zeros(rows, dtype=wide, device=p.device)
             for name, value in (("radius", EPS), ("radius_exp_avg", 0.0), ("radius_exp_avg_sq", 0.0)):
                 s[name] = s["norms"].new_full((), value)
 
 
-def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+def _learn_and_project(
+    group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+) -> None:
     """Adam on the radii, with the gradients and last step's displacements; projection of the parameters in place."""
     norm: Norm = group["norm"]
     before = torch.cat([s["norms"] for s in states])
-    dots, passes = [], Passes(norm)
+    dots, norms, passes = list[Tensor](), list[Tensor](), Passes(norm)
     for p, g, s in zip(params, grads, states, strict=True):
-        products, s["norms"] = passes.advance(g, s["displacement"], p, s["anchor"])
-        dots.append(products)
+        for found, value in zip((dots, norms), passes.advance(g, s["displacement"], p, s["anchor"]), strict=True):
+            found.append(value)
+    if shards is not None:
+        dots, norms = shards.add(dots), shards.norms(norms)
+    torch._foreach_copy_([s["norms"] for s in states], norms)
     after = torch.cat([s["norms"] for s in states])
 
     # the rows of all tensors lie end to end; `rows` says how many are whose
@@ -121,7 +134,9 @@ def _learn_and_project(group: Group, params: list[Tensor], grads: list[Tensor], 
     store(states, "radius", radii)
 
     ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
-    for p, s, ratio in zip(params, states, torch.split(ratios, counts), strict=True):
+    for i, (p, s, ratio) in enumerate(zip(params, states, torch.split(ratios, counts), strict=True)):
+        if shards is not None:
+            ratio = shards.own(i, ratio)
         rescale_(p, s["anchor"], ratio.view(ratio.shape[: p.dim()] + (1,) * (p.dim() - 1)))
 
 

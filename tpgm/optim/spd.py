@@ -14,7 +14,6 @@ from tpgm.optim.anchored import (
     Anchors,
     Group,
     State,
-    adam_state,
     adam_step,
     compiled_or_not,
     require,
@@ -22,6 +21,7 @@ from tpgm.optim.anchored import (
     rescale_,
 )
 from tpgm.projection import upcast
+from tpgm.sharded import Shards
 
 
 class AdamSPD(AnchoredOptimizer):
@@ -58,37 +58,45 @@ class AdamSPD(AnchoredOptimizer):
         require_adam(group)
         require(group, "strength")
 
-    def _update(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    def _update(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+    ) -> None:
         if not (group["anchor"] and group["strength"]):
             adam_step(group, params, grads, states)
             return
-        adam_state(params, states)
-        fused, plain = compiled_or_not(params, grads, states, "anchor", "exp_avg", "exp_avg_sq")
+        fused, plain = compiled_or_not(params, grads, states, shards, "anchor", "exp_avg", "exp_avg_sq")
         if fused[0]:
             settings = [group["lr"], group["weight_decay"], *group["betas"], group["eps"], group["strength"]]
             compiled.spd(*fused, [float(value) for value in settings])
         if plain[0]:
-            self._plain(group, *plain)
+            _step(group, *plain, shards)
 
-    def _plain(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-        """The step by torch's operations."""
 
-        def displacement(p: Tensor, state: State) -> Tensor:
-            return torch.sub(upcast(p), state["anchor"], out=memory[: p.numel()].view(p.shape)).view(-1)
+def _step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None) -> None:
+    """The step by torch's operations."""
 
-        # one piece of memory for all displacements in turn: fresh memory costs more than the arithmetic
-        memory = torch.empty(max(p.numel() for p in params), dtype=upcast(params[0]).dtype, device=params[0].device)
-        dots, before = [], []
-        for p, g, s in zip(params, grads, states, strict=True):
-            moved = displacement(p, s)
-            dots.append(torch.dot(upcast(g).reshape(-1), moved))
-            before.append(torch.linalg.vector_norm(moved))
-        adam_step(group, params, grads, states)
-        back = torch.stack(dots) > 0
-        # a CPU skips the tensors that Adam moves freely; a GPU would have to wait to know them
-        chosen = back.tolist() if back.device.type == "cpu" else [True] * len(params)
-        for p, s, n, b, wanted in zip(params, states, before, back.unbind(), chosen, strict=True):
-            if wanted:
-                after = torch.linalg.vector_norm(displacement(p, s))
-                r = torch.where(after > 0, (after - n) / after, 0.0).clamp(0.0, 1.0)
-                rescale_(p, s["anchor"], torch.where(b, 1.0 - group["strength"] * r, 1.0))
+    def displacement(p: Tensor, state: State) -> Tensor:
+        return torch.sub(upcast(p), state["anchor"], out=memory[: p.numel()].view(p.shape)).view(-1)
+
+    def norms(chosen: list[bool]) -> Tensor:
+        own = [
+            torch.linalg.vector_norm(displacement(p, s)).reshape(1) if wanted else memory.new_zeros(1)
+            for p, s, wanted in zip(params, states, chosen, strict=True)
+        ]
+        return torch.cat(own if shards is None else shards.norms(own))
+
+    # one piece of memory for all displacements in turn: fresh memory costs more than the arithmetic
+    memory = torch.empty(max(p.numel() for p in params), dtype=upcast(params[0]).dtype, device=params[0].device)
+    moved = zip(params, grads, states, strict=True)
+    dots = [torch.dot(upcast(g).reshape(-1), displacement(p, s)).reshape(1) for p, g, s in moved]
+    back = torch.cat(dots if shards is None else shards.add(dots)) > 0
+    # a CPU skips the tensors that Adam moves freely; a GPU would have to wait to know them
+    chosen = back.tolist() if back.device.type == "cpu" else [True] * len(params)
+    before = norms(chosen)
+    adam_step(group, params, grads, states)
+    after = norms(chosen)
+    growth = torch.where(after > 0, (after - before) / after, 0.0).clamp(0.0, 1.0)
+    ratios = torch.where(back, 1.0 - group["strength"] * growth, 1.0)
+    for p, s, ratio, wanted in zip(params, states, ratios.unbind(), chosen, strict=True):
+        if wanted:
+            rescale_(p, s["anchor"], ratio)
