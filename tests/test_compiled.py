@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,11 +30,15 @@ METHODS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+@pytest.fixture(params=[1, 2, 3, "pool of 3"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Torch's threads or, where they cannot be had, our own."""
+    before, count = torch.get_num_threads(), request.param
+    if isinstance(count, str):
+        count = 3
+        monkeypatch.setattr(compiled, "_torchs_threads", lambda: None)
+    torch.set_num_threads(count)
+    yield count
     torch.set_num_threads(before)
 
 
@@ -96,6 +101,33 @@ def test_passes_over_pieces_and_threads(norm: Any, threads: int, monkeypatch: py
         torch.testing.assert_close(fast.measure(weights, anchors), plain.measure(weights, anchors))
         found = fast.dots(list(gradients), weights, anchors)
         torch.testing.assert_close(found, plain.dots(list(gradients), weights, anchors))
+
+
+def test_every_part_is_done_once_and_errors_arrive(threads: int) -> None:
+    """Also where several Python threads spread their work at the same time."""
+
+    def work(number: int) -> list[int]:
+        done: list[int] = []
+        for _ in range(50):
+            compiled._spread(done.append, range(number))
+        return sorted(done)
+
+    with ThreadPoolExecutor(3) as callers:
+        for number, done in zip((1, 2, 40), callers.map(work, (1, 2, 40)), strict=True):
+            assert done == sorted([*range(number)] * 50)
+
+    def fail(part: int) -> None:
+        torch.ones(1000).sum()
+        if part >= 5:
+            raise KeyboardInterrupt(f"part {part}")
+
+    with pytest.raises(KeyboardInterrupt, match="part"):
+        compiled._spread(fail, range(20))
+
+
+def test_torchs_threads_are_found() -> None:
+    """On Linux, where torch runs on an OpenMP with GNU's entry points; elsewhere there is the pool."""
+    assert sys.platform != "linux" or compiled._torchs_threads() is not None
 
 
 @pytest.mark.parametrize("norm", ["mars", "l2"])

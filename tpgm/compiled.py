@@ -7,12 +7,14 @@ the environment switches it off.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -42,15 +44,14 @@ def fit(*tensors: Tensor | None) -> bool:
     if dtype not in (torch.float32, torch.float64) or not first.numel():
         return False
     form = _form(first)
-    return form is not None and all(
-        t is not None
-        and t.layout == torch.strided
-        and t.device.type == "cpu"
-        and t.dtype == dtype
-        and t.shape == shape
-        and t.is_contiguous(memory_format=form)
-        for t in tensors
-    )
+    if form is None:
+        return False
+    for t in tensors:
+        if t is None or not (t.is_cpu and t.layout == torch.strided and t.dtype == dtype and t.shape == shape):
+            return False
+        if not t.is_contiguous(memory_format=form):
+            return False
+    return True
 
 
 def _form(tensor: Tensor) -> torch.memory_format | None:
@@ -117,8 +118,23 @@ def _like(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 # --- threads
 
+_Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_process = os.getpid()
 _lock = Lock()
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, which a fork changes, and size
+
+
+@cache
+def _torchs_threads() -> Callable[..., None] | None:
+    """``GOMP_parallel`` of the OpenMP that torch itself runs on; None where it has none of this kind."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes, parallel.restype = [_Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    found: Callable[..., None] = parallel
+    return found
 
 
 def _helpers(count: int) -> ThreadPoolExecutor:
@@ -132,19 +148,42 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 def _spread(piece: Callable[[Any], None], parts: Sequence[Any]) -> None:
     """Call `piece` with each of the parts, on as many threads as torch uses; this one is among them."""
     waiting = iter(parts)
+    threads = torch.get_num_threads()
 
     def work() -> None:
         for part in waiting:
             piece(part)
 
-    helping = []
-    helpers = min(torch.get_num_threads(), len(parts)) - 1
-    if helpers > 0:
+    if threads == 1 or len(parts) == 1:
+        work()
+        return
+    # torch's own threads still spin on their cores for some milliseconds after an operation: others would have to
+    # share those cores with them. OpenMP's threads do not survive a fork.
+    parallel = _torchs_threads() if os.getpid() == _process else None
+    if parallel is None:
+        _spread_over_pool(work, min(threads, len(parts)) - 1)
+        return
+    raised: list[BaseException] = []
+
+    def share(_: int | None) -> None:
         try:
-            pool = _helpers(helpers)
-            helping = [pool.submit(work) for _ in range(helpers)]
-        except RuntimeError:  # the interpreter is shutting down
-            pass
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    parallel(_Work(share), None, threads, 0)
+    if raised:
+        raise raised[0]
+
+
+def _spread_over_pool(work: Callable[[], None], helpers: int) -> None:
+    """Run `work` here and, at the same time, on so many threads of our own."""
+    helping = []
+    try:
+        pool = _helpers(helpers)
+        helping = [pool.submit(work) for _ in range(helpers)]
+    except RuntimeError:  # the interpreter is shutting down
+        pass
     try:
         work()
     finally:
