@@ -68,22 +68,29 @@ class Table(NamedTuple):
     """Tensors of given rows and columns, cut into pieces.
 
     pieces: tensor, start, length and row of each. bounds, shape (tensors, 5): first and last piece, first and last row,
-    and pieces a row of each tensor. starts: the first piece of each row.
+    and pieces a row of each tensor. starts: the first piece of each row. ends: how many numbers the pieces up to each
+    hold. shares_of: what `shares` has found.
     """
 
     pieces: tuple[np.ndarray[Any, Any], ...]
     bounds: np.ndarray[Any, Any]
     starts: np.ndarray[Any, Any]
+    ends: np.ndarray[Any, Any]
+    shares_of: dict[tuple[int, ...], list[tuple[int, int]]]
 
-    def shares(self, workers: int, chosen: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    def shares(self, workers: int, *chosen: int) -> list[tuple[int, int]]:
         """Ranges of pieces of about the same number of numbers, of all tensors or of those chosen."""
+        known = self.shares_of.get((workers, *chosen))
+        if known is not None:
+            return known
         count = SHARES * workers if workers > 1 else 1
-        ranges = [(0, len(self.pieces[0]))] if chosen is None else [tuple(self.bounds[t, :2]) for t in chosen]
         found = []
-        for low, high in ranges:
-            size = np.cumsum(self.pieces[2][low:high])
-            cuts = [low, *(low + np.searchsorted(size, size[-1] * np.arange(1, count) / count)), high]
+        for low, high in [tuple(self.bounds[t, :2]) for t in chosen] or [(0, len(self.ends))]:
+            before = self.ends[low - 1] if low else 0
+            goals = before + (self.ends[high - 1] - before) * np.arange(1, count) / count
+            cuts = [low, *(low + np.searchsorted(self.ends[low:high], goals)), high]
             found += [(int(a), int(b)) for a, b in pairwise(cuts) if a < b]
+        self.shares_of[workers, *chosen] = found
         return found
 
 
@@ -100,7 +107,7 @@ def _table(shapes: tuple[tuple[int, int], ...], piece: int) -> Table:
     columns = np.array([c for _, c in shapes])[tensor]
     length = np.minimum(piece, columns - number * piece)
     pieces = (tensor, row * columns + number * piece, length, row + bounds[tensor, 2])
-    return Table(pieces, bounds, np.flatnonzero(number == 0))
+    return Table(pieces, bounds, np.flatnonzero(number == 0), np.cumsum(length), {})
 
 
 def _cut(tensors: Sequence[Tensor], norm: Norm) -> Table:
@@ -327,7 +334,7 @@ def _step(
     large = [t for t, size in enumerate(sizes) if size > limit]
     _spread(whole, list(_bundles(sizes, limit)))
     if large:
-        parts = table.shares(workers, large)
+        parts = table.shares(workers, *large)
         _spread(sweep, parts)
         for t in large:
             middle(t)

@@ -137,6 +137,9 @@ class TPGM:
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params.values()) else torch.float32
         # infinite: no constraint yet
         self._radii = nn.Parameter(torch.full((len(self._params),), math.inf, dtype=dtype, device=first.device))
+        # values of rows that each tensor has
+        self._rows = [p.shape[0] if norm == "mars" and p.dim() > 1 else 1 for p in self._params.values()]
+        self._lengths = torch.tensor(self._rows, device=first.device)
         # what Adam moves: γ itself, or γ over its unit
         self._unit = None if unit == "norm" else self._weight_units(dtype, first.device)
         self.optimizer = torch.optim.Adam([self._radii], lr=lr)
@@ -359,7 +362,7 @@ class TPGM:
 
     def _scale(self, outs: Sequence[Tensor], weights: Sequence[Tensor], radii: Tensor, norms: Sequence[Tensor]) -> None:
         """Projected weights into `outs`, of sharded ones what lies here."""
-        ratios = torch.split(self._row_ratios(radii, norms), [len(n) for n in norms])
+        ratios = torch.split(self._row_ratios(radii, norms), self._rows)
         own = ratios if self._shards is None else [self._shards.own(i, r) for i, r in enumerate(ratios)]
         self._passes.scale(outs, weights, self._anchors(), [r.to(n) for r, n in zip(own, norms, strict=True)])
 
@@ -368,14 +371,11 @@ class TPGM:
     def _flat(self, rows: Sequence[Tensor]) -> Tensor:
         return torch.cat([r.to(self._radii) for r in rows])
 
-    def _lengths(self, rows: Sequence[Tensor]) -> Tensor:
-        return torch.tensor([len(r) for r in rows], device=self._radii.device)
-
-    def _by_row(self, values: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        return values.repeat_interleave(self._lengths(rows), output_size=sum(map(len, rows)))
+    def _by_row(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(self._lengths, output_size=sum(self._rows))
 
     def _row_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        return row_ratios(self._flat(norms), self._by_row(radii, norms), EPS)
+        return row_ratios(self._flat(norms), self._by_row(radii), EPS)
 
     def _fingerprints(self) -> dict[str, Tensor]:
         """Copies, by name."""
@@ -398,7 +398,7 @@ class TPGM:
     @torch.no_grad()
     def _clipped(self, norms: Sequence[Tensor], *, start: bool = False) -> Tensor:
         """The radii as they are used: clipped; with `start`, those of tensors that have now moved begin."""
-        flat, lengths = self._flat(norms), self._lengths(norms)
+        flat, lengths = self._flat(norms), self._lengths
         largest = torch.segment_reduce(flat, "max", lengths=lengths)
         radii = self._radii.detach()
         if start:
@@ -410,7 +410,7 @@ class TPGM:
         return torch.where(in_force, clipped, self._radii.detach())
 
     def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        return torch.segment_reduce(self._row_ratios(radii, norms), "mean", lengths=self._lengths(norms))
+        return torch.segment_reduce(self._row_ratios(radii, norms), "mean", lengths=self._lengths)
 
     def _radius_gradient(
         self, radii: Tensor, norms: Sequence[Tensor], gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
@@ -423,8 +423,8 @@ class TPGM:
         dots = self._passes.dots(gradients, weights, self._anchors())
         rows = self._flat(dots if self._shards is None else self._shards.add(dots))
         n = self._flat(norms)
-        active = self._by_row(radii, norms) / (n + EPS) <= 1
-        return torch.segment_reduce(torch.where(active, rows / (n + EPS), 0.0), "sum", lengths=self._lengths(norms))
+        active = self._by_row(radii) / (n + EPS) <= 1
+        return torch.segment_reduce(torch.where(active, rows / (n + EPS), 0.0), "sum", lengths=self._lengths)
 
     def _regularizer_gradient(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
         """Gradient of ``μ Σ γ² + λ Σ |α_l − α_{l+1}|``; radii not in force yet take no part."""
@@ -437,9 +437,9 @@ class TPGM:
         sign = torch.sign(means[left] - means[right]) * (in_force[left] & in_force[right])
         by_ratio = torch.zeros_like(radii).index_add(0, left, sign).index_add(0, right, -sign)
         n = self._flat(norms)
-        active = (n > 0) & (self._by_row(radii, norms) / (n + EPS) <= 1)
+        active = (n > 0) & (self._by_row(radii) / (n + EPS) <= 1)
         by_radius = torch.where(active, 1 / (n + EPS), 0.0)
-        return slopes + self.tv * by_ratio * torch.segment_reduce(by_radius, "mean", lengths=self._lengths(norms))
+        return slopes + self.tv * by_ratio * torch.segment_reduce(by_radius, "mean", lengths=self._lengths)
 
     def _average(self, loss: Tensor, slopes: Tensor) -> float:
         """Mean over the processes of a data-parallel or sharded model, so that all take the same step."""
