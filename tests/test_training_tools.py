@@ -69,8 +69,10 @@ def test_compiled_models_are_constrained_as_they_are(backend: str, how: str) -> 
     graphs = torch._dynamo.utils.counters["stats"]
     graphs.clear()
     same(train(compiled), train(fresh()))
-    # at most one for training and one for evaluation, however often weights are exchanged
-    assert 1 <= graphs["unique_graphs"] <= 2
+    # at most one for training and one for evaluation, however often weights are exchanged; torch 2.6 compiles nothing
+    # in place, with TPGM or without
+    least = 0 if how == "in place" and torch.__version__ < (2, 7) else 1
+    assert least <= graphs["unique_graphs"] <= 2
 
 
 def test_a_compiled_loss_of_a_plain_model() -> None:

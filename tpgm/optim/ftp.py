@@ -197,11 +197,13 @@ class SGDP(TrainableProjection):
 
     def _base_step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         torch._foreach_add_([s["step"] for s in states], 1)
+        first = params[0]
         sgd(
             params,
             grads,
             [s.get("momentum_buffer") for s in states],
-            fused=True,
+            # on a CPU torch 2.6 leaves half-precision weights where they are
+            fused=first.device.type != "cpu" or first.dtype in (torch.float32, torch.float64),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
