@@ -55,8 +55,8 @@ class Exchange:
             if pointing:
                 for p, w in zip(self.parameters, weights, strict=True):
                     p.data = w
-            else:
-                torch._foreach_copy_(weights, copies)
+            else:  # where they lie now: FSDP may give the parts new memory in the first forward pass
+                torch._foreach_copy_([local(p.data) for p in self.parameters], copies)
             self._forget_casts()
             self.active = False
 
