@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from tests.conftest import build
 from tpgm import compiled
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP, reference
+from tpgm.passes import Passes
 from tpgm.projection import row_norms
 
 TWINS: dict[type[torch.optim.Optimizer], Callable[..., list[Tensor]]] = {
@@ -39,13 +40,15 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True, params=["compiled", "torch's operations"])
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "torch's operations", "grouped"])
 def _way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Everything here holds for both."""
+    """Everything here holds for each; "grouped" is how a GPU goes about it."""
     if request.param == "compiled":
         pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "available", lambda: request.param == "compiled")
+        if request.param == "grouped":
+            patch.setattr(Passes, "_way", lambda *_: "grouped")
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
 from tests.conftest import build
+from tpgm import compiled
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
+from tpgm.passes import Passes
 
 METHODS = [SGDP, AdamP, AdamSPD, DiGraP]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -367,3 +370,29 @@ def test_the_code_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks:
         exec(compile(block, "optimizers.md", "exec"), names)
     assert "body.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", [SGDP, AdamP, AdamSPD])
+def test_launches_on_a_gpu_do_not_grow_with_the_number_of_tensors(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there, tensors are laid end to end here; what acts on a whole list of them counts once."""
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(Passes, "_way", lambda *_: "grouped")
+
+    def count(number: int) -> Counter[str]:
+        start = [torch.randn(8, 4) for _ in range(number)]
+        params = [nn.Parameter(s.clone()) for s in start]
+        optimizer = method(params, lr=0.1)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        for p, s in zip(params, start, strict=True):  # it leads back to the anchor: a CPU leaves no tensor out either
+            p.grad = torch.randn_like(p) if method is not AdamSPD else p.detach() - s
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            optimizer.step()
+        views = ("reshape", "view", "as_strided", "_reshape_alias", "narrow", "slice", "split", "unbind", "detach")
+        inside = [e for e in profile.events() or [] if e.cpu_parent is not None and "Optimizer" in e.cpu_parent.name]
+        names = [e.name.removeprefix("aten::") for e in inside]
+        return Counter(name for name in names if not name.startswith(views))
+
+    assert count(4)
+    assert count(4) == count(64)

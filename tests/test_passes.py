@@ -104,18 +104,22 @@ def test_sparse_gradients_and_long_rows() -> None:
     torch.testing.assert_close(Passes("l2").measure([long], [start])[0], (long - start).norm().reshape(1))
 
 
+@pytest.mark.parametrize("way", ["blocks", "grouped"])
 @pytest.mark.parametrize("kind", ["contiguous", "channels last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["l2", "mars"])
-def test_advance_equals_its_pieces(norm: Norm, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advance_equals_its_pieces(
+    norm: Norm, dtype: torch.dtype, kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tpgm.passes, "BLOCK", 16)
-    passes = Passes(norm)
-    for w, a, g, d in zip(*(tensors(kind, dtype, seed) for seed in range(4)), strict=True):
-        before = upcast(d).clone()
-        after = before.clone()
-        products, norms = passes.advance(g, after, w, a)
+    monkeypatch.setattr(tpgm.passes, "GROUP", 200)
+    weights, anchors, gradients, moved = (tensors(kind, dtype, seed) for seed in range(4))
+    before = [upcast(d).clone() for d in moved]
+    after = [d.clone() for d in before]
+    found = Passes(norm, way).advance(gradients, after, weights, anchors)
+    tight = {"rtol": 2e-6, "atol": 2e-6}
+    for w, a, g, old, new, products, norms in zip(weights, anchors, gradients, before, after, *found, strict=True):
         delta = upcast(w) - upcast(a)
-        tight = {"rtol": 2e-6, "atol": 2e-6}
-        torch.testing.assert_close(products, as_rows(upcast(g) * before, norm).sum(dim=1), **tight)
+        torch.testing.assert_close(products, as_rows(upcast(g) * old, norm).sum(dim=1), **tight)
         torch.testing.assert_close(norms, row_norms(delta, norm), **tight)
-        assert torch.equal(after, delta)
+        assert torch.equal(new, delta)

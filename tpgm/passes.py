@@ -17,7 +17,9 @@ from torch import Tensor
 from tpgm import compiled
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
 
-BLOCK = 1 << 17  # numbers: of 2¹⁴ to 2¹⁸ the fastest measured; one scratch of float32 stays in second-level cache
+BLOCK = (
+    1 << 18
+)  # numbers: of 2¹⁶ to 2²⁰ as fast as any, on one thread and two; scratch of float32 stays in second-level cache
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
 
 Way = Literal["compiled", "grouped", "blocks"]
@@ -85,35 +87,31 @@ class Passes:
         return found
 
     @torch.no_grad()
-    def advance(self, g: Tensor, displacement: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """For one tensor: ``⟨g_i, D_i⟩`` with the displacement D of before; then D becomes W − W⁰, of which the norms.
+    def advance(
+        self,
+        gradients: Sequence[Tensor],
+        displacements: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """``⟨g_i, D_i⟩`` with the displacements D of before; then D becomes W − W⁰, of which the norms.
 
-        displacement: in float32, or float64 for float64 weights; written to.
+        displacements: in float32, or float64 for float64 weights; written to.
         """
-        views = self._blocked(displacement, w, a, g)
-        if views is None or self.way == "grouped" or len({w.dtype, a.dtype, g.dtype, displacement.dtype}) > 1:
-            products = as_rows(upcast(g) * displacement, self.norm).sum(dim=1)
-            torch.sub(upcast(w), upcast(a), out=displacement)
-            return products, row_norms(displacement, self.norm)
-        products, norms = w.new_zeros(2, len(views[0]))
-        total = squares = 0.0
-        for rows, (db, wb, ab, gb) in self._blocks(views):
-            room = self._room(db, db.dtype)
-            torch.mul(db, gb, out=room)
-            if len(norms) > 1:
-                _sum(room, rows, products)
+        products, norms = list[Tensor](), list[Tensor]()
+        for way, run in self._runs(weights, anchors, displacements, gradients):
+            g, d, w, a = gradients[run], displacements[run], weights[run], anchors[run]
+            if way == "grouped":
+                products += self._group_rows(_end_to_end(d).mul_(_end_to_end(g)), w)
+                delta = self._group_delta(w, a)
+                parts = torch.split(delta, [x.numel() for x in d])
+                torch._foreach_copy_(list(d), [part.view(x.shape) for part, x in zip(parts, d, strict=True)])
+                sums = self._group_rows(delta.square_() if self.norm == "l2" else delta.abs_(), w)
+                norms += torch._foreach_sqrt(sums) if self.norm == "l2" else sums
             else:
-                total += float(room.sum(dim=1))
-            torch.sub(wb, ab, out=db)
-            if self.norm == "l2":
-                squares += float(torch.linalg.vector_norm(db)) ** 2
-            elif len(norms) > 1:
-                _sum(torch.abs(db, out=room), rows, norms)
-            else:
-                squares += float(torch.abs(db, out=room).sum(dim=1))
-        if len(norms) == 1:
-            products.fill_(total)
-            norms.fill_(squares**0.5 if self.norm == "l2" else squares)
+                for tensors in zip(g, d, w, a, strict=True):
+                    for found, value in zip((products, norms), self._advance_one(*tensors), strict=True):
+                        found.append(value)
         return products, norms
 
     # --- one tensor, in blocks
@@ -162,12 +160,38 @@ class Passes:
         sums = w.new_zeros(len(views[0]), dtype=wide)
         total = 0.0
         for rows, (wb, ab, gb) in self._blocks(views):
-            product = self._delta(wb, ab).mul_(gb)
+            delta = self._delta(wb, ab)
             if len(sums) > 1:
-                _sum(product, rows, sums)
+                _sum(delta.mul_(gb), rows, sums)
             else:
-                total += float(product.sum(dim=1))
+                total += float(torch.dot(delta[0], gb[0].to(wide)))
         return sums if len(sums) > 1 else sums.fill_(total)
+
+    def _advance_one(self, g: Tensor, displacement: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        views = self._blocked(displacement, w, a, g)
+        if views is None or len({w.dtype, a.dtype, g.dtype, displacement.dtype}) > 1:
+            products = as_rows(upcast(g) * displacement, self.norm).sum(dim=1)
+            torch.sub(upcast(w), upcast(a), out=displacement)
+            return products, row_norms(displacement, self.norm)
+        products, norms = w.new_zeros(2, len(views[0]))
+        total = squares = 0.0
+        for rows, (db, wb, ab, gb) in self._blocks(views):
+            room = self._room(db, db.dtype)
+            if len(norms) > 1:
+                _sum(torch.mul(db, gb, out=room), rows, products)
+            else:
+                total += float(torch.dot(db[0], gb[0]))
+            torch.sub(wb, ab, out=db)
+            if self.norm == "l2":
+                squares += float(torch.linalg.vector_norm(db)) ** 2
+            elif len(norms) > 1:
+                _sum(torch.abs(db, out=room), rows, norms)
+            else:
+                squares += float(torch.abs(db, out=room).sum(dim=1))
+        if len(norms) == 1:
+            products.fill_(total)
+            norms.fill_(squares**0.5 if self.norm == "l2" else squares)
+        return products, norms
 
     def _blocked(self, *tensors: Tensor) -> list[Tensor] | None:
         """Each tensor as (rows, columns) in the order of its memory; None unless all lie alike, rows together."""

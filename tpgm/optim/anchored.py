@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from tpgm import compiled, sharded
 from tpgm.anchor import zero
-from tpgm.projection import Norm, upcast
+from tpgm.projection import Norm
 from tpgm.sharded import Shards, is_sharded, local, part
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
@@ -292,11 +292,3 @@ def adam_scalar(states: list[State], name: str, slopes: Tensor, steps: Tensor, l
 def store(states: list[State], name: str, values: Tensor) -> None:
     """Write one value of `values`, shape (parameters,), into the scalar `name` of each state."""
     torch._foreach_copy_([s[name] for s in states], list(values.unbind()))
-
-
-def rescale_(p: Tensor, anchor: Tensor, ratio: Tensor) -> None:
-    """``θ ← θ⁰ + ratio (θ − θ⁰)`` in place; where the ratio is 1 the bits stay. `ratio` broadcasts over `p`."""
-    if p.dtype == ratio.dtype:
-        torch.lerp(anchor, p, ratio, out=p)
-    else:
-        p.copy_(torch.lerp(upcast(anchor), upcast(p), ratio))

@@ -20,7 +20,7 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
-from tpgm.projection import upcast
+from tpgm.passes import Passes
 from tpgm.sharded import Shards
 
 
@@ -85,26 +85,18 @@ class DiGraP(AnchoredOptimizer):
         if not group["anchor"]:
             adam_step(group, params, grads, states)
             return
-        flat = [upcast(g).reshape(-1) for g in grads]
-        directions = [s["direction"].view(-1) for s in states]
-
-        def along() -> Tensor:
-            """⟨g, u⟩ of each tensor."""
-            own = [torch.dot(g, u).reshape(1) for g, u in zip(flat, directions, strict=True)]
-            return torch.cat(own if shards is None else shards.add(own))
-
-        slopes = -along()
-        for p, s in zip(params, states, strict=True):
-            torch.sub(upcast(p), s["anchor"], out=s["direction"])
-        norms = [torch.linalg.vector_norm(u).reshape(1) for u in directions]
-        norms = norms if shards is None else shards.norms(norms)
-        for u, n in zip(directions, norms, strict=True):
-            u.mul_(torch.where(n > 0, 1 / n, 0.0))
-        conflict = along()
-        for u, c in zip(directions, conflict, strict=True):
-            u.mul_(c < 0)  # no conflict, no direction
+        passes, anchors, directions = Passes("l2"), [s["anchor"] for s in states], [s["direction"] for s in states]
+        slopes, norms = passes.advance(grads, directions, params, anchors)  # from here on directions have a length
+        along = passes.dots(grads, params, anchors)
+        if shards is not None:
+            slopes, norms, along = shards.add(slopes), shards.norms(norms), shards.add(along)
+        n = torch.cat(norms)
+        inverse = torch.where(n > 0, 1 / n, 0.0)
+        conflict = torch.cat(along) * inverse
+        for u, factor in zip(directions, (inverse * (conflict < 0)).unbind(), strict=True):
+            u.mul_(factor)  # no conflict, no direction
         steps = torch.stack([s["step"] for s in states]) + 1
-        omegas = adam_scalar(states, "omega", slopes, steps, group["omega_lr"]).clamp(0.0, 1.0)
+        omegas = adam_scalar(states, "omega", -torch.cat(slopes), steps, group["omega_lr"]).clamp(0.0, 1.0)
         store(states, "omega", omegas)
         removed = (omegas * conflict).unbind()
         # in the layout of the gradient, on which torch's fused kernels rely

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from tpgm.optim.anchored import (
     compiled_or_not,
     require,
     require_adam,
-    rescale_,
     store,
 )
 from tpgm.passes import Passes
@@ -114,10 +113,8 @@ def _learn_and_project(
     """Adam on the radii, with the gradients and last step's displacements; projection of the parameters in place."""
     norm: Norm = group["norm"]
     before = torch.cat([s["norms"] for s in states])
-    dots, norms, passes = list[Tensor](), list[Tensor](), Passes(norm)
-    for p, g, s in zip(params, grads, states, strict=True):
-        for found, value in zip((dots, norms), passes.advance(g, s["displacement"], p, s["anchor"]), strict=True):
-            found.append(value)
+    passes, anchors = Passes(norm), [s["anchor"] for s in states]
+    dots, norms = passes.advance(grads, [s["displacement"] for s in states], params, anchors)
     if shards is not None:
         dots, norms = shards.add(dots), shards.norms(norms)
     torch._foreach_copy_([s["norms"] for s in states], norms)
@@ -134,10 +131,10 @@ def _learn_and_project(
     store(states, "radius", radii)
 
     ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
-    for i, (p, s, ratio) in enumerate(zip(params, states, torch.split(ratios, counts), strict=True)):
-        if shards is not None:
-            ratio = shards.own(i, ratio)
-        rescale_(p, s["anchor"], ratio.view(ratio.shape[: p.dim()] + (1,) * (p.dim() - 1)))
+    shares: Sequence[Tensor] = torch.split(ratios, counts)
+    if shards is not None:
+        shares = [shards.own(i, ratio) for i, ratio in enumerate(shares)]
+    passes.scale(params, params, anchors, shares)
 
 
 class SGDP(TrainableProjection):

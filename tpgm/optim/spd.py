@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ from tpgm.optim.anchored import (
     compiled_or_not,
     require,
     require_adam,
-    rescale_,
 )
-from tpgm.projection import upcast
+from tpgm.passes import Passes
 from tpgm.sharded import Shards
 
 
@@ -74,29 +74,21 @@ class AdamSPD(AnchoredOptimizer):
 
 def _step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None) -> None:
     """The step by torch's operations."""
-
-    def displacement(p: Tensor, state: State) -> Tensor:
-        return torch.sub(upcast(p), state["anchor"], out=memory[: p.numel()].view(p.shape)).view(-1)
-
-    def norms(chosen: list[bool]) -> Tensor:
-        own = [
-            torch.linalg.vector_norm(displacement(p, s)).reshape(1) if wanted else memory.new_zeros(1)
-            for p, s, wanted in zip(params, states, chosen, strict=True)
-        ]
-        return torch.cat(own if shards is None else shards.norms(own))
-
-    # one piece of memory for all displacements in turn: fresh memory costs more than the arithmetic
-    memory = torch.empty(max(p.numel() for p in params), dtype=upcast(params[0]).dtype, device=params[0].device)
-    moved = zip(params, grads, states, strict=True)
-    dots = [torch.dot(upcast(g).reshape(-1), displacement(p, s)).reshape(1) for p, g, s in moved]
+    passes, anchors = Passes("l2"), [s["anchor"] for s in states]
+    dots = passes.dots(grads, params, anchors)
     back = torch.cat(dots if shards is None else shards.add(dots)) > 0
     # a CPU skips the tensors that Adam moves freely; a GPU would have to wait to know them
     chosen = back.tolist() if back.device.type == "cpu" else [True] * len(params)
-    before = norms(chosen)
+    pulled, towards = list(compress(params, chosen)), list(compress(anchors, chosen))
+
+    def norms() -> Tensor:
+        found = iter(passes.measure(pulled, towards))
+        own = [next(found) if wanted else dot.new_zeros(1) for wanted, dot in zip(chosen, dots, strict=True)]
+        return torch.cat(own if shards is None else shards.norms(own))
+
+    before = norms()
     adam_step(group, params, grads, states)
-    after = norms(chosen)
+    after = norms()
     growth = torch.where(after > 0, (after - before) / after, 0.0).clamp(0.0, 1.0)
     ratios = torch.where(back, 1.0 - group["strength"] * growth, 1.0)
-    for p, s, ratio, wanted in zip(params, states, ratios.unbind(), chosen, strict=True):
-        if wanted:
-            rescale_(p, s["anchor"], ratio)
+    passes.scale(pulled, pulled, towards, list(compress(torch.split(ratios, 1), chosen)))
