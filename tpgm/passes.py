@@ -17,9 +17,7 @@ from torch import Tensor
 from tpgm import compiled
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
 
-BLOCK = (
-    1 << 18
-)  # numbers: of 2¹⁶ to 2²⁰ as fast as any, on one thread and two; scratch of float32 stays in second-level cache
+BLOCK = 1 << 18  # numbers: of 2¹⁶ to 2²⁰ about the fastest, on one thread and on two
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
 
 Way = Literal["compiled", "grouped", "blocks"]
