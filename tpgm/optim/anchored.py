@@ -36,7 +36,8 @@ class AnchoredOptimizer(Optimizer):
     process must call ``step`` equally often, and radii are the same on all.
 
     The anchor has the parameter's dtype and is part of ``state_dict()``, larger by one copy of the anchored parameters
-    therefore; a run resumed from it goes on bit for bit. Parameters without a gradient are skipped. Norms, ratios and
+    therefore; a run resumed from it goes on bit for bit. The state is made with the optimizer, so that
+    ``torch.distributed.checkpoint`` can load into it at once. Parameters without a gradient are skipped. Norms, ratios and
     radii are float32, float64 for float64 parameters.
     """
 
@@ -73,9 +74,6 @@ class AnchoredOptimizer(Optimizer):
         for p, anchor in zip(group["params"], anchors, strict=False):
             self.state[p]["anchor"] = anchor
         group["anchor"] = bool(anchors)  # from here on only whether there is one
-        # now and not at the first step: torch.distributed.checkpoint fills only what is there already
-        trained = [p for p in group["params"] if p.requires_grad]
-        self._prepare(group, trained, [self.state[p] for p in trained])
         # now and not at the first step: torch.distributed.checkpoint fills only what is there already
         trained = [p for p in group["params"] if p.requires_grad]
         self._prepare(group, trained, [self.state[p] for p in trained])
