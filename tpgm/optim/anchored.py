@@ -37,8 +37,8 @@ class AnchoredOptimizer(Optimizer):
 
     The anchor has the parameter's dtype and is part of ``state_dict()``, larger by one copy of the anchored parameters
     therefore; a run resumed from it goes on bit for bit. The state is made with the optimizer, so that
-    ``torch.distributed.checkpoint`` can load into it at once. Parameters without a gradient are skipped. Norms, ratios and
-    radii are float32, float64 for float64 parameters.
+    ``torch.distributed.checkpoint`` can load into it at once. Parameters without a gradient are skipped. Norms, ratios
+    and radii are float32, float64 for float64 parameters.
     """
 
     # state that load_state_dict must not cast to the parameter's dtype
