@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from tpgm import finetune, models
-from tpgm.experiment import append, provenance
-from tpgm.protocol import BUDGET
-from tpgm.training import _Run
+from tpgm.book.experiments.experiment import append, provenance
+from tpgm.book.experiments.protocol import BUDGET
+from tpgm.training.loop import _Run
 
 EVERY: dict[str, Any] = {"radius_lr": 0.1, "val_batch_size": BUDGET["batch_size"]}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -32,8 +32,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tpgm import TPGM, compiled
-from tpgm.experiment import append, provenance
+from tpgm import TPGM
+from tpgm._engine import compiled
+from tpgm.book.experiments.experiment import append, provenance
 from tpgm.optim import SGDP, AdamP, AdamSPD
 
 PARTS = ("update", "project", "optimizers", "memory")

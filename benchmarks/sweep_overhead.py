@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tpgm.batch import Job, Store
-from tpgm.batch.cluster import connect
-from tpgm.batch.jobs import LOG
-from tpgm.batch.work import perform
+from tpgm.book.sweep import Job, Store
+from tpgm.book.sweep.cluster import connect
+from tpgm.book.sweep.jobs import LOG
+from tpgm.book.sweep.work import perform
 
 TINY = {"source": "tiny", "train_per_class": 2, "val_per_class": 1, "size": 32, "method": "linear-probe"}
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tpgm.batches import derive, index_batches
-from tpgm.optim.reference import Adam, Projection
+from tpgm.plain.radii import ReferenceTPGM
+from tpgm.plain.steps import Adam, Projection
 from tpgm.projection import project
-from tpgm.reference import ReferenceTPGM
+from tpgm.training.batches import derive, index_batches
 
 
 def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:

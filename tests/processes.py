@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm import TPGM
+from tpgm._engine.sharded import local
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
-from tpgm.sharded import local
 
 CHECKS: dict[str, Callable[..., None]] = {}
 SKIPPED: dict[str, str] = {}  # and why

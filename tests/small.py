@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tpgm.batches import Preparation
 from tpgm.data import DataSplits, ImageArray
+from tpgm.data.preparation import Preparation
 from tpgm.models import Pretrained
 
 

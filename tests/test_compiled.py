@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpgm import TPGM, compiled
+from tpgm import TPGM
+from tpgm._engine import compiled
+from tpgm._engine.passes import Passes
 from tpgm.optim import SGDP, AdamP, AdamSPD
-from tpgm.passes import Passes
 
 pytest.importorskip("numba")
 
@@ -167,8 +168,8 @@ def test_only_what_fits_is_taken() -> None:
 
 ALONE = """
 import os, torch
-from tpgm import compiled
-from tpgm.passes import Passes
+from tpgm._engine import compiled
+from tpgm._engine.passes import Passes
 torch.set_num_threads(2)
 w, a = torch.randn(300, 1000), torch.randn(300, 1000)
 passes = Passes("mars")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tpgm.data import DOMAINS, IconCollection, ImageArray, icon_collection, icon_table, icons, splits_table
-from tpgm.data.neighbour import mixed_designers, nearest_neighbour
-from tpgm.data.tables import accuracy_table, licence_counts
-from tpgm.evaluate import Accuracy
-from tpgm.plots.data import class_sheet, count_bars, overview, solidity_figure, style_sheet
+from tpgm.book.icon_tables import accuracy_table, icon_table, licence_counts, splits_table
+from tpgm.book.neighbour import mixed_designers, nearest_neighbour
+from tpgm.book.plots.data import class_sheet, count_bars, overview, solidity_figure, style_sheet
+from tpgm.data import DOMAINS, IconCollection, ImageArray, icon_collection, icons
+from tpgm.training.evaluate import Accuracy
 
 
 @pytest.fixture(scope="module")

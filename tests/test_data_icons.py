@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from tpgm.data import DOMAINS, cache, icon_collection, icons, icons_upstream, licence_table, render, tiny
+from tpgm.book.icon_tables import licence_table
+from tpgm.data import DOMAINS, cache, icon_collection, icons, icons_upstream, render, tiny
 from tpgm.data.designers import SHARES, SPLITS, balanced_split, designer, designer_splits
 from tpgm.data.iconify import IconSet, class_of_word, concept_of, concepts, read_package
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from tpgm import experiment, protocol, results
+from tpgm.book.experiments import experiment, protocol, results
+from tpgm.book.plots import experiments as plots
 from tpgm.cli import main
-from tpgm.plots import experiments as plots
 
 TINY: dict[str, Any] = {
     "source": "tiny",

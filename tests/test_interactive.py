@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from tpgm.plots import interactive
+from tpgm.book.plots import interactive
 
 
 @pytest.fixture

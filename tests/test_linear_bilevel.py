@@ -9,14 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tpgm.linear import verify_bilevel as verify
-from tpgm.linear.alternation import alternate, end_of_training, hidden_need, needs_differ
-from tpgm.linear.bilevel import Bilevel, solve_exact
-from tpgm.linear.bilevel_study import SIZES, Comparison, compare, draw_problem, gradient_cosines, interval
-from tpgm.linear.checks import Check
-from tpgm.linear.inner import norms_by_layer, solve_inner, solve_inner_plain
-from tpgm.linear.problem import fine_tune
-from tpgm.plots import bilevel as plots
+from tpgm.book.linear import verify_bilevel as verify
+from tpgm.book.linear.alternation import alternate, end_of_training, hidden_need, needs_differ
+from tpgm.book.linear.bilevel import Bilevel, solve_exact
+from tpgm.book.linear.bilevel_study import SIZES, Comparison, compare, draw_problem, gradient_cosines, interval
+from tpgm.book.linear.checks import Check
+from tpgm.book.linear.inner import norms_by_layer, solve_inner, solve_inner_plain
+from tpgm.book.linear.problem import fine_tune
+from tpgm.book.plots import bilevel as plots
 
 
 @pytest.fixture

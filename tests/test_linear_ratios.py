@@ -9,10 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tpgm.linear import verify_ratios as verify
-from tpgm.linear.checks import Check, expectation
-from tpgm.linear.problem import LinearProblem, displacement_matrix, fine_tune
-from tpgm.linear.ratios import (
+from tpgm.book.linear import verify_ratios as verify
+from tpgm.book.linear.checks import Check, expectation
+from tpgm.book.linear.problem import LinearProblem, displacement_matrix, fine_tune
+from tpgm.book.linear.ratios import (
     common_ratio,
     common_ratio_risk,
     expected_moments,
@@ -26,7 +26,7 @@ from tpgm.linear.ratios import (
     solve_outer_qp,
     solve_outer_qp_reference,
 )
-from tpgm.linear.simulation import (
+from tpgm.book.linear.simulation import (
     approximation_errors,
     compare_outer_data,
     excess_risk,
@@ -36,7 +36,7 @@ from tpgm.linear.simulation import (
     strategy_risks,
     style_shift,
 )
-from tpgm.plots import ratios as plots
+from tpgm.book.plots import ratios as plots
 
 DRAWS, PROBLEMS = 10_000, 1_000
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from tpgm.batches import Preparation, derive, index_batches
-from tpgm.evaluate import Accuracy, correct_answers, mean_accuracy
+from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.methods import METHODS, options, parse, resolve
+from tpgm.training.batches import derive, index_batches
+from tpgm.training.evaluate import Accuracy, correct_answers, mean_accuracy
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "partial"])

@@ -15,7 +15,7 @@ from torch import nn
 
 import tpgm
 from tests.trees import moco_layout, spread
-from tpgm.batches import Preparation
+from tpgm.data.preparation import Preparation
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
 from tpgm.models.checkpoints import from_clip_resnet

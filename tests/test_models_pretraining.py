@@ -12,16 +12,18 @@ import pytest
 import torch
 
 import tpgm
+from tpgm import models
 from tpgm.data import DOMAINS, ImageArray, icon_collection, icons_upstream
 from tpgm.data.icons import published
-from tpgm.models import Architecture, Recipe, load, pretrain, pretraining
-from tpgm.models.pretraining import RECIPES, accuracy, augmented
+from tpgm.models import Architecture, load, pretrain
+from tpgm.training import pretraining
+from tpgm.training.pretraining import RECIPES, Pretraining, accuracy, augmented
 
 pytest.importorskip("timm")
 pytest.importorskip("safetensors")
 pytest.importorskip("resvg_py")
 
-TINY = Recipe(
+TINY = Pretraining(
     Architecture("icons-vit", {"width": 16, "depth": 1, "heads": 2}),
     epochs=3,
     small_epochs=2,
@@ -132,7 +134,7 @@ def test_shipped_weights_fit_tpgm_and_their_card(name: str) -> None:
     assert set(constraint.radii) == {n for n, _ in found.model.named_parameters() if not n.startswith(f"{found.head}.")}
     assert all(torch.equal(p, found.anchor[n]) for n, p in found.model.named_parameters() if n in constraint.radii)
     assert found.model(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
-    path = Path(pretraining.__file__).parent / "weights" / f"{name}.safetensors"
+    path = Path(models.__file__).parent / "weights" / f"{name}.safetensors"
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.stat().st_size == card["weights"]["bytes"] <= 10_000_000
     assert hashlib.sha256(path.read_bytes()).hexdigest() == card["weights"]["sha256"]
@@ -151,7 +153,7 @@ def test_shipped_weights_have_the_accuracy_on_their_card(name: str) -> None:
     chosen = torch.nonzero(collection.domains[collection.splits == 2] == DOMAINS.index("duotone")).flatten()
     assert isinstance(test, ImageArray)
     part = ImageArray(test.images[chosen], test.labels[chosen])
-    path = Path(pretraining.__file__).parent / "weights" / f"{name}.json"
+    path = Path(models.__file__).parent / "weights" / f"{name}.json"
     card = json.loads(path.read_text(encoding="utf-8"))["accuracy"]["test_by_style"]["duotone"]
     found = accuracy(load(name).model, part, 64, torch.device("cpu"))
     # another processor may round one close decision differently

@@ -15,9 +15,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
-from tpgm import compiled
-from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP, reference
-from tpgm.passes import Passes
+from tpgm._engine import compiled
+from tpgm._engine.passes import Passes
+from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
+from tpgm.plain import steps as reference
 from tpgm.projection import row_norms
 
 TWINS: dict[type[torch.optim.Optimizer], Callable[..., list[Tensor]]] = {

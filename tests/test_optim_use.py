@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
 from tests.conftest import build
-from tpgm import compiled
+from tpgm._engine import compiled
+from tpgm._engine.passes import Passes
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
-from tpgm.passes import Passes
 
 METHODS = [SGDP, AdamP, AdamSPD, DiGraP]
 every_method = pytest.mark.parametrize("method", METHODS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import tpgm.compiled
-import tpgm.passes
-from tpgm.passes import Passes, Way
+import tpgm._engine.compiled
+import tpgm._engine.passes
+from tpgm._engine.passes import Passes, Way
 from tpgm.projection import Norm, as_rows, row_norms, row_ratios, scale_rows, upcast
 
 SHAPES = ((), (40,), (5, 6), (4, 3, 3, 3), (6, 1, 2), (3, 50), (1, 9))
@@ -43,8 +43,8 @@ def tensors(kind: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
 def test_equal_to_the_plain_twins(
     norm: Norm, dtype: torch.dtype, anchored: torch.dtype, kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tpgm.passes, "BLOCK", 16)  # several blocks, and rows longer than one
-    monkeypatch.setattr(tpgm.passes, "GROUP", 60)
+    monkeypatch.setattr(tpgm._engine.passes, "BLOCK", 16)  # several blocks, and rows longer than one
+    monkeypatch.setattr(tpgm._engine.passes, "GROUP", 60)
     if way == "compiled":
         pytest.importorskip("numba")
     weights = tensors(kind, dtype, 1)
@@ -111,8 +111,8 @@ def test_sparse_gradients_and_long_rows() -> None:
 def test_advance_equals_its_pieces(
     norm: Norm, dtype: torch.dtype, kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tpgm.passes, "BLOCK", 16)
-    monkeypatch.setattr(tpgm.passes, "GROUP", 200)
+    monkeypatch.setattr(tpgm._engine.passes, "BLOCK", 16)
+    monkeypatch.setattr(tpgm._engine.passes, "GROUP", 200)
     weights, anchors, gradients, moved = (tensors(kind, dtype, seed) for seed in range(4))
     before = [upcast(d).clone() for d in moved]
     after = [d.clone() for d in before]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpgm.linear import Check
-from tpgm.linear.verify_projection import (
+from tpgm.book.linear import Check
+from tpgm.book.linear.verify_projection import (
     Projection,
     Side,
     distance_ratio,

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.trees import domainnet_tree, imagenet_tree, moco_layout
-from tpgm import recipes
+from tpgm.book.experiments import recipes
+from tpgm.book.experiments.experiment import read, resolve
+from tpgm.book.experiments.recipes import RECIPES, configs, run_recipe, settings, settings_table, table
 from tpgm.cli import main
 from tpgm.data.domainnet import DOMAIN_SIZES
 from tpgm.data.imagenet import SHIFTS
-from tpgm.experiment import read, resolve
 from tpgm.methods import METHODS, options
-from tpgm.recipes import RECIPES, configs, run_recipe, settings, settings_table, table
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "full_scale.md"
 PLACE = {"root": "data", "checkpoint": "weights.pth"}

@@ -14,7 +14,7 @@ from tests.small import small_data, small_start
 from tpgm import TPGM
 from tpgm.methods import parse, resolve
 from tpgm.schedule import Adaptive
-from tpgm.training import _Run, finetune
+from tpgm.training.loop import _Run, finetune
 
 
 class Radii:
@@ -146,7 +146,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path, monkeypatch: pytest
     start, data = small_start(), small_data()
     given = {**GIVEN, "every": "auto", "updates": 2}
     expected = finetune(start, data, progress=False, **given)
-    monkeypatch.setattr("tpgm.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("tpgm.training.loop.CHECKPOINT_SECONDS", 0.0)
     forward, calls = nn.Conv2d.forward, {"n": 0}
 
     def dying(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

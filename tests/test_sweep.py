@@ -16,10 +16,10 @@ import nbformat
 import psutil
 import pytest
 
-from tpgm import experiment
-from tpgm.batch import Job, Store, read_grid, sweep
-from tpgm.batch.grid import expand
-from tpgm.batch.notebooks import chapters, declared, parse
+from tpgm.book.experiments import experiment
+from tpgm.book.sweep import Job, Store, read_grid, sweep
+from tpgm.book.sweep.grid import expand
+from tpgm.book.sweep.notebooks import chapters, declared, parse
 from tpgm.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_names_follow_all_that_decides_a_result(tmp_path: Path, monkeypatch: pyt
     assert Job.of_notebook(path, {}).name != name
     one = Job.of_experiment({"seed": 1}).name
     assert Job.of_experiment({"seed": 1, "label": "mine"}).name == one
-    monkeypatch.setattr("tpgm.batch.jobs.version", lambda _: "9.9")
+    monkeypatch.setattr("tpgm.book.sweep.jobs.version", lambda _: "9.9")
     assert Job.of_experiment({"seed": 1}).name != one
 
 
@@ -158,7 +158,8 @@ def test_what_fails_is_retried_then_reported_with_the_cells_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notebook(
-        tmp_path / "n.ipynb", "from tpgm.notebook import record\nrecord(twice=2 * seed)\nassert seed != 1, 'not one'"
+        tmp_path / "n.ipynb",
+        "from tpgm.book.notebook import record\nrecord(twice=2 * seed)\nassert seed != 1, 'not one'",
     )
     (tmp_path / "grid.yaml").write_text("{notebook: n.ipynb, product: {seed: [0, 1, 2]}}")
     out = tmp_path / "out"

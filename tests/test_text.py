@@ -16,12 +16,13 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra text")
 pytest.importorskip("tokenizers", reason="needs the extra text")
 
-from tpgm import experiment, text
+from tpgm.book import text
+from tpgm.book.experiments import experiment
+from tpgm.book.text import protocol, wheels
+from tpgm.book.text.minilm import TokenPreparation
+from tpgm.book.text.topics import TOPICS, TextArray, Tweet, corpus, parts
 from tpgm.cli import main
-from tpgm.evaluate import Accuracy
-from tpgm.text import protocol, wheels
-from tpgm.text.minilm import TokenPreparation
-from tpgm.text.topics import TOPICS, TextArray, Tweet, corpus, parts
+from tpgm.training.evaluate import Accuracy
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def test_a_tweet_belongs_to_the_one_topic_whose_words_it_has(monkeypatch: pytest
         "positive,1,an iphone in a driverless car",  # two topics
         "neutral,1,good morning",  # none
     ]
-    monkeypatch.setattr("tpgm.text.topics.tiny_csv", lambda: "\n".join(lines))
+    monkeypatch.setattr("tpgm.book.text.topics.tiny_csv", lambda: "\n".join(lines))
     corpus.cache_clear()
     try:
         found = corpus("tiny")

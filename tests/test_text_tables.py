@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from tpgm import experiment
-from tpgm.evaluate import Accuracy
-from tpgm.plots import text as plots
-from tpgm.results import Summary
-from tpgm.text import protocol, tables
-from tpgm.text.topics import OOD_TEST, TEST, TOPICS, VAL
+from tpgm.book.experiments import experiment
+from tpgm.book.experiments.results import Summary
+from tpgm.book.plots import text as plots
+from tpgm.book.text import protocol, tables
+from tpgm.book.text.topics import OOD_TEST, TEST, TOPICS, VAL
+from tpgm.training.evaluate import Accuracy
 
 
 def made(label: str, right: dict[int, int]) -> Summary:

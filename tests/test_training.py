@@ -19,10 +19,10 @@ from torch import nn
 
 from tests.plain_methods import plain
 from tests.small import OneByOne, small_data, small_start
-from tpgm.evaluate import Accuracy
 from tpgm.methods import METHODS, resolve
-from tpgm.training import _Run
-from tpgm.training import finetune as run_finetune
+from tpgm.training.evaluate import Accuracy
+from tpgm.training.loop import _Run
+from tpgm.training.loop import finetune as run_finetune
 
 FAST = {"epochs": 4, "batch_size": 8, "head_epochs": 1, "lr": 3e-2}
 ADAM_ONLY = ("spd", "digrap")
@@ -189,7 +189,7 @@ def test_killed_anywhere_and_resumed_is_bit_identical(
         data = dataclasses.replace(data, train=OneByOne(data.train), val=OneByOne(data.val))
     given = settings(method, patience=3, workers=0)
     expected = run_finetune(start, data, method, progress=False, **given)
-    monkeypatch.setattr("tpgm.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("tpgm.training.loop.CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
     victim = nn.Conv2d.forward
 
@@ -219,7 +219,7 @@ def test_killed_anywhere_and_resumed_is_bit_identical(
 _SCRIPT = """
 import sys, time
 from tests.small import OneByOne, small_data, small_start
-import tpgm.training as ft
+import tpgm.training.loop as ft
 ft.CHECKPOINT_SECONDS = 0.0
 after = ft._Run._after_step
 def slow(self, net, step):
@@ -326,7 +326,7 @@ _TWO = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.small import small_data, small_start
-from tpgm.training import finetune
+from tpgm.training.loop import finetune
 result = finetune(small_start(), small_data(int(sys.argv[1])), "tpgm", out=sys.argv[2], progress=False, epochs=2,
                   batch_size=8, val_batch_size=15, optimizer="sgd", augment=False)
 """

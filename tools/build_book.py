@@ -25,7 +25,7 @@ import plotly
 import yaml
 from tqdm.auto import tqdm
 
-from tpgm.batch.notebooks import run_notebook
+from tpgm.book.sweep.notebooks import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"

@@ -44,7 +44,7 @@ def colab_cell(url: str) -> str:
         "import sys\n"
         "\n"
         'if "google.colab" in sys.modules:\n'
-        "    from tpgm.notebook import hardware\n"
+        "    from tpgm.book.notebook import hardware\n"
         "\n"
         "    print(hardware())"
     )

@@ -1,27 +1,34 @@
 """Robust fine-tuning in PyTorch: trainable projected gradients (TPGM), its relatives and the baselines."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tpgm.constraint import TPGM
-from tpgm.interpolation import interpolate
-from tpgm.projection import project
-
 if TYPE_CHECKING:
-    from tpgm.summary import report
+    from tpgm.constraint import TPGM
+    from tpgm.interpolation import interpolate
+    from tpgm.projection import project
+    from tpgm.reporting import report
     from tpgm.training import finetune
 
 __all__ = ["TPGM", "finetune", "interpolate", "project", "report"]
 __version__ = "0.1.0"
 
+# imported when first asked for: the command line's help should not wait for torch, nor a constraint for accelerate
+_HOME = {
+    "TPGM": "tpgm.constraint",
+    "finetune": "tpgm.training.loop",
+    "interpolate": "tpgm.interpolation",
+    "project": "tpgm.projection",
+    "report": "tpgm.reporting",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # the training loop needs accelerate and more; who only wants the constraint should not wait for them
-    if name == "finetune":
-        from tpgm.training import finetune
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return found
 
-        return finetune
-    if name == "report":
-        from tpgm.summary import report
 
-        return report
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

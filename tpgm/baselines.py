@@ -7,10 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tpgm.names import aliases, canonical, unwrap
+from tpgm.names import NORMALIZATIONS, aliases, canonical, unwrap
 from tpgm.projection import Norm, project, row_norms
-
-NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def l2_sp(model: nn.Module, anchor: Mapping[str, Tensor], strength: float, head_strength: float) -> Tensor:

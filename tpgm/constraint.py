@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tpgm._engine.exchange import Exchange
+from tpgm._engine.gradients import evaluating, loss_and_gradients
+from tpgm._engine.passes import Passes
+from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
-from tpgm.exchange import Exchange
-from tpgm.gradients import evaluating, loss_and_gradients
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
-from tpgm.passes import Passes
 from tpgm.projection import Norm, check_norm, row_ratios
-from tpgm.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tpgm.spelling import hint
+from tpgm.names import hint
 
 Settings = dict[str, Any]
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # segments that torch's wrappers put into parameter names
 _WRAPPER_SEGMENTS = ("_orig_mod", "_checkpoint_wrapped_module")
+NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -54,6 +55,12 @@ def require_match(pattern: str, names: Iterable[str], argument: str) -> None:
         raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'? " with the nearest of the known names, for an error message; "" if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
 def blocks(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by block, found from module names: those that agree up to their first number, in their order.
 
@@ -73,3 +80,19 @@ def blocks(names: Iterable[str]) -> dict[str, list[str]]:
 def default_groups(names: Iterable[str]) -> list[list[str]]:
     """The members of each of `blocks`."""
     return list(blocks(names).values())
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    """Each parameter's kind by name: "attention", "normalization", "convolution", "linear" or "other"."""
+    found: dict[str, str] = {}
+    for prefix, module in unwrap(model).named_modules():
+        if isinstance(module, NORMALIZATIONS):
+            kind = "normalization"
+        elif any("attn" in part or "attention" in part for part in prefix.split(".")):
+            kind = "attention"
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            kind = "convolution"
+        else:
+            kind = "linear" if isinstance(module, nn.Linear) else "other"
+        found |= {canonical(f"{prefix}.{name}".lstrip(".")): kind for name, _ in module.named_parameters(recurse=False)}
+    return found

@@ -1,4 +1,4 @@
-"""Sphinx extension: links a private module's name to the public one, ``tpgm.linear.problem.X`` to ``tpgm.linear.X``."""
+"""Sphinx extension: links a private module's name to the public one, ``tpgm.optim.ftp.X`` to ``tpgm.optim.X``."""
 
 from __future__ import annotations
 

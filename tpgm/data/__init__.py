@@ -5,9 +5,9 @@ from tpgm.data.folders import image_folder, resize_and_crop
 from tpgm.data.iconify import IconSet
 from tpgm.data.icons import IconCollection, icon_collection, icons, icons_upstream
 from tpgm.data.imagenet import imagenet
+from tpgm.data.preparation import Preparation
 from tpgm.data.render import DOMAINS
 from tpgm.data.splits import DataSplits, ImageArray, ImageFiles
-from tpgm.data.tables import icon_table, licence_table, splits_table
 
 __all__ = [
     "DOMAINS",
@@ -16,14 +16,12 @@ __all__ = [
     "IconSet",
     "ImageArray",
     "ImageFiles",
+    "Preparation",
     "domainnet",
     "icon_collection",
-    "icon_table",
     "icons",
     "icons_upstream",
     "image_folder",
     "imagenet",
-    "licence_table",
     "resize_and_crop",
-    "splits_table",
 ]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tpgm.anchor import Anchor
-from tpgm.batches import derive, index_batches
 from tpgm.constraint import TPGM
 from tpgm.names import blocks
+from tpgm.training.batches import derive, index_batches
 
 Log = Literal["blocks", "tensors", "nothing"]
 

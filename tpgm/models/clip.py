@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tpgm.batches import Preparation
+from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, need, open_clip_model, unknown
 from tpgm.models.hubs import fetching
 from tpgm.models.pretrained import Pretrained, filled, load_tensors

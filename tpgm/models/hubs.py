@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tpgm.batches import Preparation
+from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, need, timm_name, torchvision_name
 from tpgm.models.pretrained import Pretrained, filled, preparation_of
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpgm.anchor import _listing
-from tpgm.batches import Preparation
+from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, head_of, preparation_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpgm.batches import Preparation
+from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
 from tpgm.models.pretrained import Pretrained, filled

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tpgm import compiled, sharded
+from tpgm._engine import compiled, sharded
+from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import zero
 from tpgm.projection import Norm
-from tpgm.sharded import Shards, is_sharded, local, part
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
 Group = dict[str, Any]
@@ -263,7 +263,7 @@ def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: l
 def compiled_or_not(
     params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None, *names: str
 ) -> list[tuple[list[Tensor], list[Tensor], list[State]]]:
-    """Those parameters that, with their state called `names`, ``tpgm.compiled`` takes; and the others."""
+    """Those parameters that, with their state called `names`, ``tpgm._engine.compiled`` takes; and the others."""
     if shards is not None:  # what it adds up over a tensor would have to be added up over processes
         return [([], [], []), (params, grads, states)]
     fits = [compiled.fit(p, g, *(s[n] for n in names)) for p, g, s in zip(params, grads, states, strict=True)]

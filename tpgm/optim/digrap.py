@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpgm._engine.passes import Passes
+from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
     AnchoredOptimizer,
     Anchors,
@@ -20,8 +22,6 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
-from tpgm.passes import Passes
-from tpgm.sharded import Shards
 
 
 class DiGraP(AnchoredOptimizer):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from tpgm import compiled
+from tpgm._engine import compiled
+from tpgm._engine.passes import Passes
+from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
     AnchoredOptimizer,
     Anchors,
@@ -23,9 +25,7 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
-from tpgm.passes import Passes
 from tpgm.projection import Norm, check_norm, row_ratios
-from tpgm.sharded import Shards
 
 EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
 

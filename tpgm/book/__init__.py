@@ -1,0 +1,1 @@
+"""The book's machinery: theory, figures, studies and sweeps. The library never imports it."""

@@ -1,0 +1,268 @@
+"""The book's commands, which the command line finds by the entry point ``tpgm.commands``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tpgm.cli import pair
+
+
+def add(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """Add the commands to the parser's `commands`; debug: the parent that all commands have."""
+    experiment = commands.add_parser(
+        "experiment",
+        parents=[debug],
+        help="run one configuration, or a part of the protocol, and append its rows to a file",
+        epilog="Examples: tpgm experiment model=icons-resnet method=tpgm seed=1 settings.epochs=2 --out rows.jsonl; "
+        "tpgm experiment --protocol resnet:upstream --out results/resnet-upstream.jsonl",
+    )
+    experiment.add_argument(
+        "config", nargs="*", metavar="KEY=VALUE", help="see tpgm.book.experiments.experiment.KEYS; settings.NAME=VALUE"
+    )
+    experiment.add_argument(
+        "--protocol", metavar="PART:REGIME", help="such as resnet:upstream, ablations:icons-resnet or text"
+    )
+    experiment.add_argument("--label", action="append", default=[], help="of the protocol: these methods only")
+    experiment.add_argument(
+        "--out", type=Path, required=True, help="file of JSON lines; what has a row is not run again"
+    )
+    experiment.add_argument("--store", type=Path, help="folder where stages that several methods share are kept")
+    experiment.add_argument("--quiet", action="store_true", help="no progress bars")
+    experiment.set_defaults(run=_experiment)
+
+    results = commands.add_parser(
+        "results",
+        parents=[debug],
+        help="show result rows as a table, CSV or figure",
+        epilog="Example: tpgm results results/resnet-*.jsonl --csv > rows.csv",
+    )
+    results.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
+    results.add_argument("--plot", type=Path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
+    results.set_defaults(run=_results)
+
+    recipe = commands.add_parser(
+        "recipe",
+        parents=[debug],
+        help="run a full-scale recipe (DomainNet, ImageNet) and show it beside the published accuracies",
+        epilog="Example: tpgm recipe domainnet-clip-rn50 --root data/domainnet --checkpoint RN50.pt --out rows.jsonl",
+    )
+    recipe.add_argument("recipe", help="a name of tpgm.book.experiments.recipes.RECIPES")
+    recipe.add_argument("--root", type=Path, required=True, help="folder of the data's official layout")
+    recipe.add_argument("--checkpoint", required=True, help="file of the recipe's weights")
+    recipe.add_argument("--out", type=Path, required=True, help="file of JSON lines; what it has is not run again")
+    recipe.add_argument("--method", action="append", default=[], help="these methods only")
+    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
+    recipe.add_argument("--quiet", action="store_true", help="no progress bars")
+    recipe.set_defaults(run=_recipe)
+    data = commands.add_parser(
+        "data",
+        parents=[debug],
+        help="build the icon benchmark, show its counts, splits and licences; fetch the tweets",
+        epilog="Examples: tpgm data build; tpgm data counts; tpgm data splits --style outline; tpgm data licences; "
+        "tpgm data tweets",
+    )
+    data.add_argument("what", choices=("build", "counts", "splits", "licences", "tweets"))
+    data.add_argument("--subset", default="downstream", choices=("downstream", "upstream"), help="which icons")
+    data.add_argument("--style", default="solid", help="splits: the ID style (default: solid)")
+    data.add_argument(
+        "--source", help="the tarball of the icon package where npm cannot be used, or 'tiny' for synthetic icons"
+    )
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+    data.set_defaults(run=_data)
+
+    run = commands.add_parser(
+        "run",
+        parents=[debug],
+        help="run a notebook with other parameters",
+        epilog="Examples: tpgm run 03_ratios -p profile full -p seed 3 --out ratios.ipynb; "
+        "tpgm run 03_ratios --parameters; tpgm run",
+    )
+    run.add_argument("notebook", nargs="?", help="a chapter's name or a file; without it the chapters are listed")
+    run.add_argument(
+        "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
+    )
+    run.add_argument("--out", help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
+    run.add_argument("--parameters", action="store_true", help="list the notebook's parameters, run nothing")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.set_defaults(run=_run)
+
+    sweep = commands.add_parser(
+        "sweep",
+        parents=[debug],
+        help="run a grid of notebooks or experiments on all cores, GPUs or a cluster",
+        epilog="Examples: tpgm sweep seeds --profile smoke --out sweeps/seeds; "
+        "tpgm sweep grid.yaml --out s3://bucket/grid --scheduler tcp://10.0.0.5:8786. "
+        "What is done is skipped: call it again after a crash.",
+    )
+    sweep.add_argument("grid", help="a YAML file, or the name of a grid that comes with the package")
+    sweep.add_argument("--out", help="folder or fsspec URL of the results (needed unless --list)")
+    sweep.add_argument("--profile", help="a profile of the grid: smoke, quick, full or its own")
+    sweep.add_argument(
+        "--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)"
+    )
+    sweep.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, or its JSON file (default: this machine)"
+    )
+    sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
+    sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
+    sweep.add_argument("--list", action="store_true", help="print the names of the runs, run nothing")
+    sweep.add_argument("--quiet", action="store_true", help="no progress")
+    sweep.set_defaults(run=_sweep)
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from tpgm.book.experiments import experiment, protocol
+
+    if args.protocol:
+        if args.config:
+            raise ValueError("give configuration keys or --protocol, not both")
+        if args.protocol == "text":
+            from tpgm.book.text.protocol import run_all
+
+            count = run_all(args.out, labels=args.label, store=args.store)
+            print(f"{count} runs, rows in {args.out}")
+            return
+        part, _, regime = args.protocol.partition(":")
+        if part in ("ablations", "paths", "controlled"):
+            args.label = []
+        elif regime not in protocol.REGIMES.get(part, {}):
+            known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
+            known += ", text, and ablations, paths or controlled with a model's name"
+            raise ValueError(f"unknown part of the protocol {args.protocol!r}; choose one of {known}")
+        elif unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
+            raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(protocol.LABELS[part])}")
+        count = protocol.run_all(part, regime, args.out, labels=args.label, store=args.store)
+        print(f"{count} runs, rows in {args.out}")
+        return
+    config = experiment.parse(dict(pair(text, "a configuration") for text in args.config))
+    rows = experiment.read(args.out) if args.out.exists() else []
+    if not experiment.missing([config], rows):
+        print(f"{args.out} has this row already")
+        return
+    row = experiment.run(config, progress=not args.quiet, store=args.store)
+    experiment.append(args.out, row)
+    ood = "" if row["ood"] is None else f", OOD mean {100 * row['ood']:.1f} %"
+    print(f"{row['config']['label']}: ID {100 * row['id']:.1f} %{ood}, {row['seconds']:.0f} s; row in {args.out}")
+
+
+def _results(args: argparse.Namespace) -> None:
+    from tpgm.book.experiments import experiment, results
+
+    rows = experiment.read(*args.files)
+    if not rows:
+        raise ValueError(f"no rows in {', '.join(map(str, args.files))}")
+    if args.plot:
+        from tpgm.book.plots.experiments import id_against_ood
+        from tpgm.files import write_aside
+
+        panels: dict[str, dict[str, results.Summary]] = {}
+        for (model, label, number), summary in results.grouped(rows).items():
+            panels.setdefault(model, {})[f"{label} {number}"] = summary
+        with write_aside(args.plot) as aside:
+            id_against_ood(panels).savefig(aside, format=args.plot.suffix.lstrip(".") or "png")
+        print(f"figure: {args.plot}", file=sys.stderr)
+    print(results.as_csv(rows) if args.csv else results.overview(rows), end="" if args.csv else "\n")
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    from tpgm.book.experiments.experiment import read
+    from tpgm.book.experiments.recipes import run_recipe, table
+
+    run_recipe(
+        args.recipe,
+        args.root,
+        args.checkpoint,
+        out=args.out,
+        seed=args.seed,
+        dry_run=args.dry_run,
+        methods=args.method,
+        progress=not args.quiet,
+    )
+    print(f"\n{table(args.recipe, read(args.out))}\n\nrows: {args.out}")
+
+
+def _data(args: argparse.Namespace) -> None:
+    from tpgm import data
+    from tpgm.book.icon_tables import icon_table, licence_counts, licence_table, splits_table
+    from tpgm.data.cache import cache_dir
+
+    if args.what == "tweets":
+        from tpgm.book.text import fetch, topics
+
+        if not args.source:
+            fetch()
+        print(topics.table(args.source or ""))
+        return
+    common = {"source": args.source, "progress": not args.quiet}
+    if args.what == "splits":
+        if args.subset == "upstream":
+            print(splits_table(data.icons_upstream(**common)))
+        else:
+            print(splits_table(data.icons(args.style, **common)))
+        return
+    found = data.icon_collection(args.subset, **common)
+    if args.what == "build":
+        where = "made in memory" if args.source == "tiny" else f"in {cache_dir() / 'icons'}"
+        print(f"{len(found.names):,} {args.subset} icons of {len(found.class_names)} classes, {where}")
+        print(f"SHA-256 {found.checksum}")
+    elif args.what == "counts":
+        print(icon_table(found))
+    else:
+        print(f"{licence_table(found.set_info)}\n\n{licence_counts(found.set_info)}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tpgm.book.sweep import notebooks
+
+    if args.notebook is None:
+        if args.given or args.out or args.parameters:
+            raise ValueError("name the notebook: 'tpgm run' alone lists them")
+        print("\n".join(notebooks.chapters()))
+        return
+    path = notebooks.find(args.notebook)
+    if args.parameters:
+        for p in notebooks.declared(path).values():
+            print(f"{p.name:14s} {p.kind.__name__:6s} {p.default!r:16} {p.help}")
+        return
+    parameters = notebooks.parse(path, dict(args.given))
+    out = args.out or f"{path.stem}.out.ipynb"
+    try:
+        seconds = notebooks.run_notebook(path, out, parameters, progress=not args.quiet)
+    except Exception as error:
+        if args.debug or type(error).__name__ != "PapermillExecutionError":
+            raise
+        raise RuntimeError(f"{path.name}: a cell failed{str(error).rstrip()}") from error
+    print(f"{out}: {seconds:.0f} s")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from tpgm.book.sweep import read_grid, sweep
+
+    plan = read_grid(args.grid, args.profile)
+    if args.list:
+        print("\n".join(job.name for job in plan.due()))
+        return 0
+    if not args.out:
+        raise ValueError("say where the results go: --out FOLDER")
+    try:
+        summary = sweep(
+            plan,
+            args.out,
+            retries=args.retries,
+            scheduler=args.scheduler,
+            workers=args.workers,
+            threads=args.threads,
+            progress=not args.quiet,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; what is done is kept, the same command goes on from there") from None
+    print(summary.table())
+    for name, error in summary.errors.items():
+        print(f"\n{name} failed:\n{error.strip()}", file=sys.stderr)
+    print(f"rows: {args.out.rstrip('/')}/rows.jsonl")
+    return 1 if summary.failed else 0

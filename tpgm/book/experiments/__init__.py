@@ -1,0 +1,1 @@
+"""What the studies run, how a setting is chosen, and how rows become tables."""

@@ -1,0 +1,20 @@
+"""Many runs of notebooks or experiments: a grid, a folder of results, and Dask workers between them."""
+
+from tpgm.book.sweep.grid import Plan, read_grid
+from tpgm.book.sweep.jobs import Job
+from tpgm.book.sweep.notebooks import chapters, declared, find, run_notebook
+from tpgm.book.sweep.store import Store
+from tpgm.book.sweep.sweep import Summary, sweep
+
+__all__ = [
+    "Job",
+    "Plan",
+    "Store",
+    "Summary",
+    "chapters",
+    "declared",
+    "find",
+    "read_grid",
+    "run_notebook",
+    "sweep",
+]

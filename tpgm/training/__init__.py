@@ -1,0 +1,22 @@
+"""One training loop for every method, and what surrounds it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tpgm.training.loop import finetune
+    from tpgm.training.result import Result
+
+__all__ = ["Result", "finetune"]
+
+
+def __getattr__(name: str) -> Any:
+    # batches and accuracies can be had without what the loop needs (accelerate, tqdm)
+    if name == "finetune":
+        from tpgm.training.loop import finetune
+
+        return finetune
+    if name == "Result":
+        from tpgm.training.result import Result
+
+        return Result
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

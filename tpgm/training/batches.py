@@ -1,0 +1,51 @@
+"""Batches as a pure function of seed and step, so that a run resumed anywhere sees what an uninterrupted one sees."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+
+def derive(seed: int, *what: str | int) -> int:
+    """A seed for one purpose, the same on every machine."""
+    text = ":".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def index_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Endless batches of indices below n, reshuffled every epoch, from batch number `start` on; the last of an epoch
+    may be smaller."""
+    per_epoch = -(-n // batch_size)
+    epoch, first = divmod(start, per_epoch)
+    while True:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
+        for batch in range(first, per_epoch):
+            yield order[batch * batch_size : (batch + 1) * batch_size].tolist()
+        epoch, first = epoch + 1, 0
+
+
+def warm_cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate in (0, 1]: a linear rise over the share `warmup` of the steps, then a cosine to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def read(
+    data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes."""
+    held = getattr(data, "images", getattr(data, "tokens", None))
+    if held is not None:
+        for index in batches:
+            yield held[index], data.labels[index]
+        return
+    generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
+    yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
