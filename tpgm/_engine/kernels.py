@@ -2,8 +2,8 @@
 
 Tensors come as addresses, cut into pieces (see ``tpgm._engine.compiled``, which alone calls this): piece k is
 `length[k]` neighbouring numbers of tensor `tensor[k]` from number `start[k]` on, all in the row `row[k]` of those of
-all tensors. `like` is an empty array of the numbers' type. Sums over a piece go into one float64 a piece. What is computed,
-and why, stands with the plain twins: ``tpgm.projection`` and ``tpgm.plain.steps``.
+all tensors. `like` is an empty array of the numbers' type. Sums over a piece go into one float64 a piece. What is
+computed, and why, stands with the plain twins: ``tpgm.projection`` and ``tpgm.plain.steps``.
 """
 
 from __future__ import annotations
