@@ -67,10 +67,18 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
     backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = paint(tmp_path / "photos", 1.0, count=30)
-    monkeypatch.setattr("tpgm.training.loop.CHECKPOINT_SECONDS", 0.0)
     path = photos / "red" / "7.png"
     path.write_bytes(path.read_bytes()[:200])  # the header is whole
-    arguments = ["finetune", str(backbone), str(photos), "--out", str(tmp_path / "run"), "--quiet"]
+    arguments = [
+        "finetune",
+        str(backbone),
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--checkpoint-seconds",
+        "0",
+    ]
     assert main([*arguments, "--set", "workers=0", "--set", "batch_size=1"]) == 1
     assert f"cannot read the image {path}" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint.pt").exists()  # of the steps before it

@@ -57,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
     finetune.add_argument("--size", type=int, help="image height and width in pixels (default: the model's own)")
     finetune.add_argument("--train-per-class", type=int, help="icons: at most so many training images of each class")
+    finetune.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="of training between checkpoints (default: 60)",
+    )
     finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
 
@@ -91,16 +98,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from tpgm.methods import parse, resolve
+    from tpgm.methods import make, parse
     from tpgm.training.loop import finetune
 
     given = dict(pair(text, "--set") for text in args.set)
     settings = {name: parse(args.method, name, value) for name, value in given.items()}
-    resolve(args.method, settings)  # before any data are built
+    make(args.method, settings)  # before any data are built
     if args.size is not None and args.size < 1:
         raise ValueError(f"--size must be at least 1, got {args.size}")
     result = finetune(
-        args.model, _data(args), args.method, out=args.out, size=args.size, progress=not args.quiet, **settings
+        args.model,
+        _data(args),
+        args.method,
+        out=args.out,
+        size=args.size,
+        progress=not args.quiet,
+        checkpoint_seconds=args.checkpoint_seconds,
+        **settings,
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
     print(f"model, result and figure: {args.out}")
