@@ -113,4 +113,7 @@ def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[st
     assert main(["methods"]) == 0
     assert "arXiv 2303.10720" in capsys.readouterr().out
     assert main(["methods", "ftp"]) == 0
-    assert "kappa" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kappa = 1.0" in printed
+    assert "float, between 0 and 1" in printed
+    assert "l2 or mars" in printed

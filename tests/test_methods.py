@@ -124,3 +124,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     with write_aside(path) as aside:
         aside.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    """In a folder that others can write to, the name of the file aside is known."""
+    precious = tmp_path / "precious"
+    precious.write_text("keep")
+    for path in (tmp_path / "result.json", tmp_path / "model.safetensors"):
+        (tmp_path / f".{path.name}.part").symlink_to(precious)
+        with write_aside(path) as aside:
+            aside.write_text("new")
+        assert path.read_text() == "new"
+        assert not path.is_symlink()
+    assert precious.read_text() == "keep"

@@ -143,14 +143,15 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _methods(args: argparse.Namespace) -> None:
-    from tpgm.methods import METHODS, options
+    from tpgm.methods import METHODS, options, valid_values
 
     if args.method is None:
         for name, method in METHODS.items():
             print(f"{name:14s} {method.about}")
         return
+    valid = valid_values(args.method)
     for name, (default, about) in options(args.method).items():
-        print(f"{name:16s} {default!s:8s} {about}")
+        print(f"{name} = {default}\n    {about}\n    {valid[name]}")
 
 
 def _completion(args: argparse.Namespace) -> None:

@@ -22,7 +22,8 @@ def write_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.part")  # one name: what a killed process left is written over
     try:
-        aside.touch()
+        aside.unlink(missing_ok=True)  # also a link that somebody planted: it is not followed
+        aside.touch(exist_ok=False)
         yield aside
         os.replace(aside, path)
     except OSError as error:

@@ -31,6 +31,7 @@ from tpgm.methods.base import (
     register,
     resolve,
     setting,
+    valid_values,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "register",
     "resolve",
     "setting",
+    "valid_values",
 ]

@@ -225,13 +225,17 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = f.metadata["range"]
         if not (math.isfinite(value) and low <= value <= high) or (f.metadata["below"] and value == high):
-            ends = "a finite number" if math.isinf(low) else f"at least {low:g}"
-            if math.isfinite(high):
-                ends = f"between {low:g} and {high:g}"
-            if f.metadata["below"]:
-                ends = f"at least {low:g} and below {high:g}"
-            raise ValueError(f"{name} must be {ends}, got {value}")
+            raise ValueError(f"{name} must be {_range(f)}, got {value}")
     return value
+
+
+def _range(f: dataclasses.Field[Any]) -> str:
+    low, high = f.metadata["range"]
+    if f.metadata["below"]:
+        return f"at least {low:g} and below {high:g}"
+    if math.isfinite(high):
+        return f"between {low:g} and {high:g}"
+    return "a finite number" if math.isinf(low) else f"at least {low:g}"
 
 
 # --- the registry
@@ -268,6 +272,17 @@ def known(name: str) -> type[Method]:
 def options(method: str) -> dict[str, tuple[Any, str]]:
     """Every setting of a method: name to (default, help). Raises ValueError for an unknown method."""
     return {f.name: (f.default, f.metadata["help"]) for f in fields(known(method))}
+
+
+def valid_values(method: str) -> dict[str, str]:
+    """Which values each setting of a method may have, in words: its choices, or its type and range."""
+    found = {}
+    for f in fields(known(method)):
+        kind: type = type(f.default)
+        found[f.name] = " or ".join(map(str, f.metadata["choices"])) or kind.__name__
+        if kind in (int, float):
+            found[f.name] += f", {_range(f)}"
+    return found
 
 
 def make(method: str | Method, given: Mapping[str, Any]) -> Method:
