@@ -95,6 +95,8 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
         (["m", "icons", "--out", "x", "--size", "0"], "--size must be at least 1"),
         (["m", "photos", "--out", "x", "--train-per-class", "3"], "--train-per-class goes with the icons"),
         (["m", "no-such-folder", "--out", "x"], "no-such-folder"),
+        (["m", "p", "--out", "x", "--set", "lr=1", "--set", "lr=2"], "--set gives lr twice ('1' and '2')"),
+        (["m", "p", "--out", "x", "--ood", "sk=a", "--ood", "sk=b"], "--ood gives sk twice ('a' and 'b')"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,3 +119,38 @@ def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[st
     assert "kappa = 1.0" in printed
     assert "float, between 0 and 1" in printed
     assert "l2 or mars" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("identity"), "unexpected KeyError: 'identity'; the same command with --debug"),
+        (AssertionError(), "unexpected AssertionError: ; the same command with --debug"),
+        (AttributeError("no x"), "unexpected AttributeError: no x"),
+        (MemoryError("3 GB"), "out of memory (3 GB): lower batch_size"),
+    ],
+)
+def test_an_unexpected_error_is_one_line_too(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tpgm.methods.options", fail)
+    assert main(["methods", "ftp"]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["finetune", "m", "photos", "--out", ""], ["pretrain", "icons-vit", " "]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "the path is empty" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("tpgm 0.")
