@@ -32,15 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+# what this package raises, with words of its own
+_MEANT = (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError, argparse.ArgumentTypeError)
+
+
 def _one_line(error: Exception) -> str:
     """What went wrong, and what to do about an error that no part of this package meant to raise."""
     if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
         return f"{error}; commands that train need more than the core: pip install 'tpgm[train]'"
     if isinstance(error, MemoryError):
         return f"out of memory ({error}): lower batch_size or the image size"
-    if isinstance(error, ValueError | TypeError | OSError | ArithmeticError | ImportError | RuntimeError) and str(
-        error
-    ):
+    if isinstance(error, _MEANT) and str(error):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; the same command with --debug shows where, please report it"
 
@@ -190,7 +192,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 
 
 def path(text: str) -> Path:
-    """A path from an argument. Raises argparse.ArgumentTypeError, a ValueError here, for an empty one."""
+    """A path from an argument. Raises argparse.ArgumentTypeError for an empty one."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the path is empty: name a file or folder, '.' for this one")
     return Path(text)
