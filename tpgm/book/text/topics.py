@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tpgm.book.text.tiny import tiny_csv
+from tpgm.book.text.invented import tiny_csv
 from tpgm.book.text.wheels import TWEETS, content, fetched
 from tpgm.data import DataSplits
 from tpgm.data.splits import LabelledData, label_fraction, shuffled
