@@ -59,7 +59,7 @@ def loss_and_gradients(
 def _by_backward(loss: Tensor, trained: Sequence[nn.Parameter]) -> list[Tensor | None]:
     for p in trained:
         p.grad = None  # of a backward() in the closure
-    loss.sum().backward()  # type: ignore[no-untyped-call]
+    loss.sum().backward()
     return [None if p.grad is None else part(p.grad, p) for p in trained]
 
 
