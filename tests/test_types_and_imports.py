@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # the rest of the package follows
 PUBLIC = [
     "__init__", "anchor", "baselines", "constraint", "files", "interpolation", "memory", "methods", "names",
-    "projection", "reporting", "schedule", "_engine/compiled", "_engine/exchange", "_engine/gradients",
+    "projection", "reporting", "schedule", "_engine/exchange", "_engine/gradients", "_engine/layout", "_engine/numba",
     "_engine/passes", "_engine/sharded", "integrations/__init__", "integrations/driver", "integrations/lightning",
     "integrations/transformers", "optim/__init__", "optim/anchored", "optim/digrap", "optim/ftp", "optim/spd",
     "training/batches", "training/evaluate", "training/result",
