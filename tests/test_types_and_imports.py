@@ -14,8 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # the rest of the package follows
 PUBLIC = [
-    "__init__", "anchor", "constraint", "files", "interpolation", "memory", "names",
-    "projection", "reporting", "_engine/compiled", "_engine/exchange", "_engine/gradients",
+    "__init__", "anchor", "constraint", "files", "interpolation", "memory", "names", "projection", "reporting",
+    "_engine/exchange", "_engine/gradients", "_engine/layout", "_engine/numba",
     "_engine/passes", "_engine/sharded", "integrations/__init__", "integrations/driver", "integrations/lightning",
     "integrations/transformers", "optim/__init__", "optim/anchored", "optim/digrap", "optim/ftp", "optim/spd",
     "training/batches", "training/checkpoint", "training/evaluate", "training/interruption", "training/loop",

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import evaluating, loss_and_gradients
+from tpgm._engine.layout import check_parameter
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
@@ -122,6 +123,8 @@ class TPGM:
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
+        for name, p in self._params.items():
+            check_parameter(name, local(p.data))
         self._zero = anchor == "zero"
         if self._zero:
             self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
