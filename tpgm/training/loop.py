@@ -296,6 +296,7 @@ class _Run:
             tv=c["tv"],
             unit=c["unit"],
             start=c["start"],
+            buffers="keep",
         )
 
     def _regularizer(self) -> Tensor | float:
