@@ -155,6 +155,32 @@ def test_batchnorm_statistics_stay_unless_asked_for() -> None:
         assert torch.equal(mean, start.model.get_buffer("block.1.running_mean")) is same
 
 
+@pytest.mark.parametrize("method", ["tpgm", "tpgm-end", "wise-ft"])
+def test_statistics_of_projected_models_are_those_that_were_asked_for(method: str) -> None:
+    """kept: as training left them; moved: between these and the anchor's; reestimated: of the training images."""
+    start, data = small_start(), small_data()
+    state = {n: t.clone() for n, t in start.model.state_dict().items() if t.is_floating_point()}
+    anchor = {n: t for n, t in state.items() if not n.startswith("head")}
+    start = dataclasses.replace(start, anchor=anchor)
+    name, found = "block.1.running_mean", {}
+    for buffers in ("keep", "move", "reestimate"):
+        given = settings(method, batchnorm="train", epochs=3, head_epochs=0, buffers=buffers)
+        given |= {"updates": 2, "radius_lr": 1e-3} if method == "tpgm-end" else {}  # too few to open the radii
+        result = run_finetune(start, data, method, progress=False, **given)
+        found[buffers] = result.model.get_buffer(name).clone()
+        if buffers == "reestimate":
+            x = start.preparation(data.train.images, torch.device("cpu"))
+            convolved = result.model.block[0](x).mean(dim=(0, 2, 3))
+            torch.testing.assert_close(found[buffers], convolved, rtol=0.05, atol=0.02)
+    trained = run_finetune(
+        start, data, "vanilla", progress=False, **settings("vanilla", batchnorm="train", epochs=3, head_epochs=0)
+    ).model.get_buffer(name)
+    if method != "tpgm":
+        assert torch.equal(found["keep"], trained)
+    assert not torch.equal(found["move"], found["keep"])
+    assert not torch.equal(found["reestimate"], found["keep"])
+
+
 def test_bf16_runs() -> None:
     result = run_finetune(small_start(), small_data(), "tpgm", progress=False, precision="bf16", **settings("tpgm"))
     assert all(p.dtype == torch.float32 for p in result.model.parameters())

@@ -363,7 +363,7 @@ class TPGM:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken. Construct with the same pre-trained weights first.
 
-        Raises ValueError, leaving everything as it was, if the state is of another model, anchor, norm, unit or buffers.
+        Raises ValueError, leaving everything as it was, if the state is of another model, anchor, norm, unit, buffers.
         """
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
             raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")

@@ -50,8 +50,9 @@ class Context:
     net: the network; a DistributedDataParallel wrapper if there are several processes. anchor: the pre-trained tensors
     by parameter name, on the network's device. exclude: patterns of parameters without an anchor (a new head). head:
     names of the classifier's parameters. steps: of the present stage. batch: ``batch(part, size, number)`` gives
-    (images, labels) on the device, part being "val" or "train"; a number always gives the same batch. autocast: the
-    context in which the run computes its losses. learner: what `Method.enter` returned in the present stage. optimizer:
+    (images, labels) on the device, part being "val" or "train"; a number always gives the same batch. inputs: one pass
+    over the training images, in batches of `batch_size`, as the network takes them at inference. autocast: the context
+    in which the run computes its losses. learner: what `Method.enter` returned in the present stage. optimizer:
     of the present stage, None in a stage of the method's own.
     """
 
@@ -60,6 +61,7 @@ class Context:
     exclude: tuple[str, ...]
     head: frozenset[str]
     batch: Callable[[str, int, int], tuple[Tensor, Tensor]]
+    inputs: Callable[[], Iterator[Tensor]]
     autocast: Callable[[], AbstractContextManager[Any]]
     steps: int = 0
     learner: Any = None

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tpgm.buffers import Buffers
 from tpgm.constraint import TPGM, Start, Unit
 from tpgm.methods.base import Context, Method, setting
 from tpgm.projection import Norm
@@ -47,6 +48,12 @@ class LearnedRadii(Method):
         "what radii are learned on: val, or train (for the ablation that asks whether it matters)",
         choices=("val", "train"),
     )
+    buffers: Buffers = setting(
+        "keep",
+        "BatchNorm's running statistics when weights are projected: keep (published), move with their module's ratio, "
+        "or reestimate on the training images, once, after the last projection",
+        choices=get_args(Buffers),
+    )
     outer_loss: Literal["labels", "entropy"] = setting(
         "labels",
         "labels (cross-entropy) or entropy (of the predictions, without labels)",
@@ -65,6 +72,7 @@ class LearnedRadii(Method):
             tv=self.tv,
             unit=self.unit,
             start=self.start,
+            buffers=self.buffers,
         )
 
     def update(self, context: Context, number: int) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
+from tpgm.buffers import reestimate
 from tpgm.constraint import TPGM
 from tpgm.methods.base import Context, register, setting
 from tpgm.methods.learned_radii import LearnedRadii
@@ -41,3 +44,8 @@ class TPGMEachStep(LearnedRadii):
         for update in range(self.updates):
             self.update(context, (step + 1) // self.every * self.updates + update)
         context.learner.project_(unmoved=True)
+
+    def finish(self, context: Context) -> nn.Module:
+        if self.buffers == "reestimate":
+            reestimate(context.net, context.inputs())
+        return context.net

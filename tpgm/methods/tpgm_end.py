@@ -32,4 +32,4 @@ class TPGMEnd(LearnedRadii):
         self.update(context, number)
 
     def leave(self, context: Context, stage: str) -> None:
-        context.learner.project_()
+        context.learner.project_(batches=context.inputs() if self.buffers == "reestimate" else None)

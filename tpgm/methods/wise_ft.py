@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import nn
 
+from tpgm.buffers import Buffers
 from tpgm.interpolation import interpolate
 from tpgm.methods.base import Context, Method, register, setting
 
@@ -23,11 +24,27 @@ class WiSEFT(Method):
 
     alpha: float = setting(0.5, "the ratio: 0 is the pre-trained model, 1 the fine-tuned one", low=-math.inf)
     path: int = setting(0, "evaluate so many ratios between 0 and 1 as well")
+    buffers: Buffers = setting(
+        "move",
+        "BatchNorm's running statistics: move with the weights (where the anchor has them), keep, or reestimate on the "
+        "training images",
+        choices=get_args(Buffers),
+    )
 
     def further(self, context: Context) -> Iterator[tuple[float, nn.Module]]:
         for i in range(self.path):
             alpha = i / max(1, self.path - 1)
-            yield alpha, interpolate(context.net, context.anchor, alpha, exclude=context.exclude)
+            yield alpha, self._between(context, alpha)
 
     def finish(self, context: Context) -> nn.Module:
-        return interpolate(context.net, context.anchor, self.alpha, exclude=context.exclude)
+        return self._between(context, self.alpha)
+
+    def _between(self, context: Context, alpha: float) -> nn.Module:
+        return interpolate(
+            context.net,
+            context.anchor,
+            alpha,
+            exclude=context.exclude,
+            buffers=None if self.buffers == "move" else self.buffers,
+            batches=context.inputs() if self.buffers == "reestimate" else None,
+        )

@@ -116,7 +116,7 @@ class _Run:
         if outputs != classes:
             raise ValueError(f"the model's head has {outputs} outputs, the data have {classes} classes: load it anew")
         anchor = {name: tensor.to(self.device) for name, tensor in start.anchor.items()}
-        self.context = Context(self.net, anchor, start.exclude, head, self.batch, accelerator.autocast)
+        self.context = Context(self.net, anchor, start.exclude, head, self.batch, self.inputs, accelerator.autocast)
         self.epoch = -(-len(data.train) // method.batch_size)  # training steps in it
         self.stages = [stage for stage in method.stages(self.epoch) if stage.steps]
         self.show = progress and accelerator.is_main_process
@@ -303,6 +303,13 @@ class _Run:
         chosen = index_batches(len(data), size, derive(self.method.seed, "val"), number)
         images, labels = next(read(data, [next(self.mine(chosen))], 0))
         return self.input(images), labels.to(self.device)
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What `Context.inputs` promises; of several processes each takes its share."""
+        size, count = self.method.batch_size, len(self.data.train)
+        batches = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+        for images, _ in read(self.data.train, list(self.mine(iter(batches))), self.method.workers):
+            yield self.input(images)
 
     # --- evaluation
 
