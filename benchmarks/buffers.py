@@ -27,7 +27,8 @@ import tpgm
 from tpgm import TPGM, buffers, models
 from tpgm.book.experiments.experiment import append, provenance
 from tpgm.book.experiments.protocol import TRIED
-from tpgm.data import DataSplits, icons
+from tpgm.book.icon_benchmark import icons
+from tpgm.data import DataSplits
 from tpgm.training.batches import derive, index_batches
 
 BATCH, UPDATES, ALPHA = 32, 100, 0.5

@@ -49,7 +49,8 @@ def main() -> None:
     if given.clock == "cpu":
         torch.set_num_threads(1)
 
-    from tpgm.data import ImageArray, icons
+    from tpgm.book.icon_benchmark import icons
+    from tpgm.data import ImageArray
 
     data = icons("solid", train_per_class=10, source=given.source or None, progress=False)
     few = ImageArray(data.id_test.images[:1], data.id_test.labels[:1])

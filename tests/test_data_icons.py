@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import torch
 
+from tpgm.book.icon_benchmark import DOMAINS, cache, icon_collection, icons, icons_upstream, render, tiny
+from tpgm.book.icon_benchmark.designers import SHARES, SPLITS, balanced_split, designer, designer_splits
+from tpgm.book.icon_benchmark.iconify import IconSet, class_of_word, concept_of, concepts, read_package
 from tpgm.book.icon_tables import licence_table
-from tpgm.data import DOMAINS, cache, icon_collection, icons, icons_upstream, render, tiny
-from tpgm.data.designers import SHARES, SPLITS, balanced_split, designer, designer_splits
-from tpgm.data.iconify import IconSet, class_of_word, concept_of, concepts, read_package
 
-icons_module = sys.modules["tpgm.data.icons"]
+icons_module = sys.modules["tpgm.book.icon_benchmark.icons"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -13,11 +13,12 @@ import torch
 
 import tpgm
 from tpgm import models
-from tpgm.data import DOMAINS, ImageArray, icon_collection, icons_upstream
-from tpgm.data.icons import published
-from tpgm.models import Architecture, load, pretrain
-from tpgm.training import pretraining
-from tpgm.training.pretraining import RECIPES, Pretraining, accuracy, augmented
+from tpgm.book import pretraining
+from tpgm.book.icon_benchmark import DOMAINS, icon_collection, icons_upstream
+from tpgm.book.icon_benchmark.icons import published
+from tpgm.book.pretraining import RECIPES, Pretraining, accuracy, augmented, pretrain
+from tpgm.data import ImageArray
+from tpgm.models import Architecture, load
 
 pytest.importorskip("timm")
 pytest.importorskip("safetensors")

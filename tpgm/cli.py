@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -83,19 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
 
-    pretrain = commands.add_parser(
-        "pretrain",
-        parents=[debug],
-        help="train a backbone on the upstream icons",
-        epilog="Example: tpgm pretrain icons-resnet runs/icons-resnet.safetensors",
-    )
-    pretrain.add_argument("recipe", help="a name of tpgm.training.pretraining.RECIPES: icons-resnet or icons-vit")
-    pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--epochs", type=int, help="other than the recipe's")
-    pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
-    pretrain.set_defaults(run=_pretrain)
-
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
     methods.set_defaults(run=_methods)
@@ -148,14 +134,6 @@ def _data(args: argparse.Namespace) -> DataSplits:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
     return data.image_folder(Path(args.data), ood=folders, transform=data.resize_and_crop(args.size or 224))
-
-
-def _pretrain(args: argparse.Namespace) -> None:
-    from tpgm.models import pretrain
-
-    changes = {} if args.epochs is None else {"epochs": args.epochs}
-    card = pretrain(args.recipe, args.out, seed=args.seed, progress=not args.quiet, **changes)
-    print(json.dumps(card, indent=1))
 
 
 def _methods(args: argparse.Namespace) -> None:

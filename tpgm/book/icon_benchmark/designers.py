@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tpgm.data.iconify import concepts
+from tpgm.book.icon_benchmark.iconify import concepts
 
 SPLITS = ("train", "val", "test")
 SHARES = (0.5, 0.2, 0.3)

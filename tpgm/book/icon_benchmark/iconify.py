@@ -48,7 +48,9 @@ class Icon:
 @cache
 def concepts() -> Mapping[str, Any]:
     """The word lists of ``icon_concepts.json``: classes and their words, style words, licences, the pinned source."""
-    found: dict[str, Any] = json.loads(files("tpgm.data").joinpath("icon_concepts.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        files("tpgm.book.icon_benchmark").joinpath("icon_concepts.json").read_text(encoding="utf-8")
+    )
     return found
 
 

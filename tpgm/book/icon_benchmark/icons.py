@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpgm.data import tiny
-from tpgm.data.cache import build_once, cache_dir, npm_pack, require, verify_integrity
-from tpgm.data.designers import SPLITS, designer, designer_splits
-from tpgm.data.iconify import Icon, IconSet, Subset, class_of_word, concepts, read_package
-from tpgm.data.render import DOMAINS, DROPPED, MIXED, draw, first_of_each, on_white, styles
+from tpgm.book.icon_benchmark import tiny
+from tpgm.book.icon_benchmark.cache import build_once, cache_dir, npm_pack, require, verify_integrity
+from tpgm.book.icon_benchmark.designers import SPLITS, designer, designer_splits
+from tpgm.book.icon_benchmark.iconify import Icon, IconSet, Subset, class_of_word, concepts, read_package
+from tpgm.book.icon_benchmark.render import DOMAINS, DROPPED, MIXED, draw, first_of_each, on_white, styles
 from tpgm.data.splits import DataSplits, ImageArray, by_class, hold_out, label_fraction
 
 _CHUNK = 512  # icons drawn before their pixels are looked at
@@ -177,7 +177,9 @@ def version_of(distribution: str) -> str:
 @lru_cache(maxsize=1)
 def published() -> dict[str, str]:
     """The SHA-256 of the arrays of each subset, and the version of the renderer they were made with."""
-    found: dict[str, str] = json.loads(files("tpgm.data").joinpath("icon_checksums.json").read_text(encoding="utf-8"))
+    found: dict[str, str] = json.loads(
+        files("tpgm.book.icon_benchmark").joinpath("icon_checksums.json").read_text(encoding="utf-8")
+    )
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tpgm.data.cache import require
+from tpgm.book.icon_benchmark.cache import require
 
 SIZE = 64
 DOMAINS = ("solid", "outline", "duotone", "color", "emoji")

@@ -1,0 +1,7 @@
+"""The book's benchmark: one concept drawn in many styles, from openly licensed icons."""
+
+from tpgm.book.icon_benchmark.iconify import IconSet
+from tpgm.book.icon_benchmark.icons import IconCollection, icon_collection, icons, icons_upstream
+from tpgm.book.icon_benchmark.render import DOMAINS
+
+__all__ = ["DOMAINS", "IconCollection", "IconSet", "icon_collection", "icons", "icons_upstream"]
