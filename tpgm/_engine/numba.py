@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows
@@ -41,7 +42,8 @@ def _compiled(function: Kernel) -> Kernel:
 
 
 def _pointer_code(context: Any, address: Any, like: Any) -> Any:
-    pointer = types.CPointer(like.dtype)
+    to: Any = types.CPointer  # whose annotations mypy does not find
+    pointer = to(like.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(pointer))
