@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ from tpgm.data import DataSplits
 from tpgm.training.batches import derive, index_batches
 
 BATCH, UPDATES, ALPHA = 32, 100, 0.5
-RADIUS_LRS = (1e-2, 1e-1)
 SETTINGS = TRIED["vanilla-bn"][1][-1]  # all weights, batch statistics, lr 3e-3
 
 
@@ -83,6 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="icons-resnet", help="icons-resnet (robust start) or efficientnet-lite0")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--radius-lr", type=float, nargs="+", default=[1e-2, 1e-1], help="of the radii's Adam")
+    parser.add_argument("--ways", nargs="+", default=get_args(buffers.Buffers), help="of TPGM at the end")
+    parser.add_argument("--only-tpgm", action="store_true", help="without the fine-tuned model and interpolation")
     parser.add_argument("--every", action="store_true", help="TPGM at every step instead")
     parser.add_argument("--store", type=Path, help="a folder that keeps the fine-tuned weights")
     parser.add_argument("--out", type=Path, help="file of JSON lines to which the rows are added")
@@ -94,44 +95,42 @@ def main() -> None:
     base = {"model": given.model, "seed": given.seed, "settings": SETTINGS, "threads": 1, "batch": BATCH}
     common = {**SETTINGS, "seed": given.seed, "workers": 0}
 
-    def report(model: nn.Module, began: float, **config: Any) -> None:
+    def report(model: nn.Module, **config: Any) -> None:
         row = {"part": "buffers", "config": {**base, **config}, **counts(model, start, data)}
-        row["seconds"] = time.monotonic() - began
         print(config, *(f"{what} {100 * row[what]:.1f}" for what in ("val", "id", "ood")), flush=True)
         if given.out:
             append(given.out, {**row, **provenance(("numba", "timm"))})
 
     def both(model: nn.Module, **config: Any) -> None:
         """Tested with the statistics there are, and with statistics of its own."""
-        began = time.monotonic()
-        report(model, began, **config)
+        report(model, **config)
         again = copy.deepcopy(model)
         buffers.reestimate(again, training_batches(start, data))
-        report(again, began, **{**config, "buffers": "reestimate"})
+        report(again, **{**config, "buffers": "reestimate"})
 
     if given.every:
-        for lr in RADIUS_LRS:
+        for lr in given.radius_lr:
             settings = {**common, "radius_lr": lr, "val_batch_size": BATCH}
             result = tpgm.finetune(start, data, "tpgm", progress=False, **settings)
             both(result.model, method="tpgm", radius_lr=lr, update="keep", buffers="keep")
         return
     result = tpgm.finetune(start, data, "vanilla", progress=False, store=given.store, **common)
     model = result.model
-    both(model, method="vanilla", buffers="keep")
-    back = (model, start.anchor, ALPHA)
-    both(tpgm.interpolate(*back, exclude=start.exclude, buffers="keep"), method="wise-ft", alpha=ALPHA, buffers="keep")
-    wise = tpgm.interpolate(*back, exclude=start.exclude, buffers="move")
-    report(wise, time.monotonic(), method="wise-ft", alpha=ALPHA, buffers="move")
-    ways: tuple[buffers.Buffers, ...] = ("keep", "move", "reestimate")
-    for lr in RADIUS_LRS:
-        for way in ways:
+    if not given.only_tpgm:
+        both(model, method="vanilla", buffers="keep")
+        for way in ("keep", "move"):
+            wise = tpgm.interpolate(model, start.anchor, ALPHA, exclude=start.exclude, buffers=way)
+            test = both if way == "keep" else report
+            test(wise, method="wise-ft", alpha=ALPHA, buffers=way)
+    for lr in given.radius_lr:
+        for way in given.ways:
             config = {"method": "tpgm-end", "radius_lr": lr, "updates": UPDATES}
             constraint = learned(model, start, data, way, lr, given.seed)
             ratios = constraint.ratios().values()
             config |= {"update": "batch" if way == "reestimate" else way, "ratio": sum(ratios) / len(ratios)}
             if way == "reestimate":
                 with constraint.projected(batches=training_batches(start, data)):
-                    report(model, time.monotonic(), **config, buffers=way)
+                    report(model, **config, buffers=way)
             else:
                 with constraint.projected():
                     both(model, **config, buffers=way)

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DataParallel
 
 from tests.conftest import build
-from tpgm import TPGM
+from tpgm import TPGM, interpolate
 
 
 def displaced(kind: str = "mlp", scale: float = 0.1) -> tuple[nn.Module, dict[str, Tensor], Callable[[], Tensor]]:
@@ -234,7 +235,7 @@ def test_radii_of_large_half_precision_tensors_do_not_overflow() -> None:
 
 def test_the_anchor_is_a_copy_and_follows_the_model() -> None:
     model, x, y = build("mlp")
-    tpgm = TPGM(model, anchor=model.state_dict())  # live references
+    tpgm = TPGM(model)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
@@ -460,7 +461,7 @@ def test_a_model_whose_only_child_is_called_module() -> None:
 
     model = Wrapped()
     assert set(TPGM(model).radii) == {"module.weight", "module.bias"}
-    assert set(TPGM(model, anchor=model.state_dict()).radii) == {"module.weight", "module.bias"}
+    assert set(TPGM(model, anchor=snapshot(model)).radii) == {"module.weight", "module.bias"}
 
 
 def test_radii_stay_positive() -> None:
@@ -515,7 +516,7 @@ def test_anchor_that_does_not_fit_is_described() -> None:
 
 def test_a_checkpoint_with_another_head_and_a_prefix_fits_once_the_head_is_excluded() -> None:
     model, *_ = build("mlp")
-    state = {f"module.{name}": t for name, t in model.state_dict().items() if not name.startswith("4.")}
+    state = {f"module.{name}": t for name, t in snapshot(model).items() if not name.startswith("4.")}
     tpgm = TPGM(model, anchor={**state, "module.fc.weight": torch.zeros(1000, 8)}, exclude=["4.*", "fc.*"])
     assert set(tpgm.radii) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
@@ -594,3 +595,198 @@ def test_projecting_before_any_update_warns_and_does_nothing() -> None:
 def test_repr_tells_what_is_constrained() -> None:
     model, *_ = build("mlp")
     assert "4 tensors" in repr(TPGM(model, exclude=["4.*"]))
+
+
+# --- an anchor in the model's own memory
+
+
+@pytest.mark.parametrize("live", ["state dict", "module", "one view", "buffer"])
+def test_an_anchor_in_the_models_own_memory_is_refused(live: str) -> None:
+    model, *_ = build("conv")
+    state = model.state_dict()
+    flat = torch.cat([model.get_parameter("0.weight").detach().reshape(-1), torch.zeros(3)])
+    model.get_parameter("0.weight").data = flat[:-3].view(5, 2, 3, 3)
+    anchors = {
+        "state dict": state,
+        "module": model,
+        "one view": {**snapshot(model), "0.weight": flat[:-3].view(5, 2, 3, 3)},
+        "buffer": {**snapshot(model), "1.bias": model.get_buffer("1.running_mean")},
+    }
+    named = {"one view": r"\s+0\.weight", "buffer": r"\s+1\.bias"}.get(live, r"\s+\d\.\w+")
+    for call in (lambda a: TPGM(model, anchor=a), lambda a: interpolate(model, a, 0.5)):
+        with pytest.raises(ValueError, match=f"shares memory with the model.*:{named}(.|\n)*deepcopy.*clone"):
+            call(anchors[live])
+    TPGM(model, anchor=snapshot(model))
+    TPGM(model, anchor=copy.deepcopy(model))
+
+
+# --- frozen and unfrozen on the way
+
+
+@pytest.mark.parametrize("how", ["frozen", "not in the loss", "frozen, penalty and total variation"])
+@pytest.mark.parametrize("unit", ["norm", "weight"])
+def test_without_gradient_no_step_of_the_radius(how: str, unit: str) -> None:
+    """With Adam's momentum of earlier steps; the radius goes on later as if the steps between had not been."""
+    model, anchor, closure = displaced()
+    settings = {"penalty": 0.1, "tv": 0.1, "groups": [["*"]]} if "penalty" in how else {}
+    tpgm = TPGM(model, anchor=anchor, unit=unit, lr=1e-2 if unit == "norm" else 2e-4, **settings)
+    for _ in range(5):
+        tpgm.update(closure)
+    before, adam = tpgm.radii, copy.deepcopy(tpgm.optimizer.state_dict()["state"][0])
+    first = model.get_parameter("0.weight")
+    if how == "not in the loss":
+        x = torch.randn(24, 10)
+        bad = lambda: model[1:](x).square().mean()  # noqa: E731
+    else:
+        first.requires_grad_(False)
+        model.get_parameter("0.bias").requires_grad_(False)
+        bad = closure
+    for _ in range(20):
+        tpgm.update(bad)
+    after, now = tpgm.radii, tpgm.optimizer.state_dict()["state"][0]
+    for i, name in enumerate(after):
+        still = name.startswith("0.")
+        assert (after[name] == before[name]) is still, name
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert bool(now[key][i] == adam[key][i]) is still
+    first.requires_grad_(True)
+    tpgm.update(closure)
+    assert tpgm.radii["0.weight"] != before["0.weight"]
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_a_frozen_tensor_is_not_projected(norm: Any) -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor, norm=norm)
+    tpgm.update(closure)
+    radii = tpgm.radii
+    for name in ("0.weight", "2.bias"):
+        model.get_parameter(name).requires_grad_(False)
+    before = snapshot(model)
+    seen: list[dict[str, Tensor]] = []
+    with tpgm.projected():
+        seen.append(snapshot(model))
+    tpgm.update(lambda: (seen.append(snapshot(model)), closure())[1])
+    tpgm.project_(unmoved=True)
+    tpgm.project_()
+    for state in (*seen, snapshot(model)):
+        for name in before:
+            assert torch.equal(state[name], before[name]) is (name in ("0.weight", "2.bias")), name
+    assert tpgm.ratios()["0.weight"] == 1
+    assert tpgm.radii["0.weight"] == radii["0.weight"]
+    model.get_parameter("0.weight").requires_grad_(True)
+    tpgm.project_()
+    assert not torch.equal(snapshot(model)["0.weight"], before["0.weight"])
+
+
+def test_what_is_unfrozen_later_is_named_once() -> None:
+    model, x, y = build("mlp")
+    for name in ("0.weight", "0.bias", "4.bias"):
+        model.get_parameter(name).requires_grad_(False)
+    tpgm = TPGM(model, exclude=["4.*"])
+    with torch.no_grad():
+        model.get_parameter("2.weight").add_(0.1)
+    tpgm.update(lambda: cross_entropy(model(x), y))
+    model.get_parameter("4.bias").requires_grad_(True)  # excluded
+    tpgm.project_()
+    model.get_parameter("0.weight").requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"unfrozen since.*: 0\.weight; to constrain.*anew"):
+        tpgm.update(lambda: cross_entropy(model(x), y))
+    tpgm.update(lambda: cross_entropy(model(x), y))
+    model.get_parameter("0.bias").requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"unfrozen since.*: 0\.bias; to"):
+        tpgm.project_()
+    tpgm.project_()
+
+
+# --- parameters that are others now
+
+
+@pytest.mark.parametrize("how", ["assign", "layer", "parameter", "precision"])
+def test_replaced_parameters_are_named(how: str) -> None:
+    model, anchor, closure = displaced()
+    tpgm = TPGM(model, anchor=anchor)
+    tpgm.update(closure)
+    if how == "assign":
+        model.load_state_dict(snapshot(model), assign=True)
+    elif how == "layer":
+        model[0] = nn.Linear(6, 10)
+    elif how == "parameter":
+        model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    else:
+        nn.utils.parametrizations.weight_norm(model[0])
+    before = snapshot(model)
+    message = r"no longer parameters of the model: 0\.weight.*construct TPGM anew"
+    for call in (tpgm.project_, lambda: tpgm.update(closure), lambda: tpgm.projected().__enter__()):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert_same(before, model)
+
+
+# --- modules whose train() does something
+
+
+class Merging(nn.Linear):
+    """As LoRA layers do: in eval mode the update is part of the weight, in train mode beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 10)
+        self.b, self.merged = nn.Parameter(torch.ones(10, 1)), False
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.b.data if mode else self.b.data
+            self.merged = not mode
+        return self
+
+
+class Freezing(nn.Sequential):
+    """As detectors do: its BatchNorm stays in eval mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def test_modules_are_put_back_by_their_own_train() -> None:
+    torch.manual_seed(0)
+    shared = Merging()
+    body = nn.Sequential(shared, Freezing(nn.Dropout(), nn.Linear(10, 10)), nn.Linear(10, 3))
+    # the second one sets the mode of a child that the first has, too
+    model = nn.ModuleList([body, Freezing(nn.Dropout(), shared)])
+    model.train()
+    body[2].eval()
+    model[1].training = False
+    with torch.no_grad():
+        shared.weight.copy_(shared.weight.mul(64).round() / 64)  # sums without rounding
+    tpgm = TPGM(model, exclude=["0.0.*"])
+    with torch.no_grad():
+        body[2].weight.add_(0.1)
+    modes, before = [m.training for m in model.modules()], snapshot(model)
+    inside: list[bool] = []
+    tpgm.update(lambda: (inside.append(shared.merged), body(torch.ones(4, 6)).square().mean())[1])
+    assert inside == [True]
+    assert not shared.merged
+    assert [m.training for m in model.modules()] == modes
+    assert_same(before, model)
+    with pytest.raises(KeyError):
+        tpgm.update(lambda: {}["loss"])
+    assert not shared.merged
+    assert [m.training for m in model.modules()] == modes
+
+
+# --- numbers of another kind
+
+
+@pytest.mark.parametrize("anchor", [None, "zero", "real"])
+def test_complex_parameters_are_refused_on_every_path(anchor: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2, dtype=torch.complex64))
+    real = {name: t.real.clone() for name, t in model.state_dict().items()}
+    given = real if anchor == "real" else anchor
+    with pytest.raises(ValueError, match=r"1\.weight(.|\n)*complex64"):
+        TPGM(model, anchor=given)
+    with pytest.raises(ValueError, match=r"1\.weight(.|\n)*complex64"):
+        interpolate(model, real, 0.5)
+    TPGM(model, anchor=given, exclude=["1.*"])

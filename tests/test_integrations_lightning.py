@@ -121,6 +121,37 @@ def test_fitting_again_goes_on(tmp_path: Path) -> None:
     assert callback.driver.steps == trainer.global_step == 8
 
 
+class Normalised(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Embedding(11, 6), torch.nn.Flatten(), torch.nn.BatchNorm1d(30), torch.nn.Linear(30, 3)
+        )
+
+
+@pytest.mark.parametrize("way", ["move", "reestimate"])
+def test_running_statistics(tmp_path: Path, way: str) -> None:
+    pl.seed_everything(0, verbose=False)
+    callback = TPGMCallback(data(24, 2), loss, exclude=["net.3.*"], lr=0.02, batch_size=8, buffers=way)
+    module = Normalised()
+    held: list[Tensor] = []
+    module.net[2].register_forward_pre_hook(
+        lambda m, given: held.append(given[0].detach()) if m.momentum is None else None
+    )
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, callbacks=[callback],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data(64, 1), batch_size=8))
+    assert callback.constraint.buffers == way
+    assert len(held) == (8 if way == "reestimate" else 0)
+    if held:
+        torch.testing.assert_close(module.net[2].running_mean, torch.cat(held).mean(dim=0))
+    assert set(callback._anchor) == {n for n, _ in module.named_parameters() if "net.3" not in n} | {
+        "net.2.running_mean", "net.2.running_var",
+    }  # fmt: skip
+
+
 def test_wrong_use_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must have a length"):
         TPGMCallback(iter([]), loss)

@@ -137,6 +137,41 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
     assert not any("tpgm/ratio" in logs for logs in recorded(trainer))
 
 
+class Normalised(torch.nn.Module):
+    """A model with BatchNorm, called as the Trainer calls one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(12, 8), torch.nn.BatchNorm1d(48)
+        self.classifier = torch.nn.Linear(48, 2)
+        self.held: list[Tensor] = []
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = self.embed(input_ids).flatten(1)
+        if self.norm.momentum is None:  # statistics are being estimated
+            self.held.append(hidden.detach())
+        logits = self.classifier(self.norm(hidden))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("way", ["move", "reestimate"])
+def test_running_statistics(tmp_path: Path, way: str) -> None:
+    arguments = trainer_in(tmp_path, max_steps=4, save_strategy="no").args
+    model = Normalised()
+    trainer = Trainer(model=model, args=arguments, train_dataset=Items(64, 1))
+    settings = {"exclude": ["classifier.*"], "lr": 0.02, "batch_size": 8, "buffers": way}
+    callback = TPGMCallback(trainer, Items(24, 2), **settings)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.constraint.buffers == way
+    assert len(model.held) == (8 if way == "reestimate" else 0)
+    if model.held:
+        torch.testing.assert_close(model.norm.running_mean, torch.cat(model.held).mean(dim=0))
+    weights = {name for name, _ in model.named_parameters() if "classifier" not in name}
+    assert set(callback._anchor) == weights | {"norm.running_mean", "norm.running_var"}
+    trainer.train()  # once more, with the same anchor
+
+
 def test_wrong_use_is_named(tmp_path: Path) -> None:
     for validation, settings, error, message in (
         (iter([]), {}, TypeError, "must have a length"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
 
 Anchor = nn.Module | Mapping[str, Tensor] | Literal["zero"]
@@ -61,6 +62,8 @@ def match_anchor(
             misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
         elif not tensor.is_floating_point():
             misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
+        elif not parameters[name].is_floating_point():
+            misfits.append(f"{name}: the model has dtype {parameters[name].dtype}, must be floating point")
         elif not bool(torch.isfinite(tensor).all()):
             misfits.append(f"{name}: anchor holds NaN or infinite values")
     problems = [
@@ -76,3 +79,27 @@ def match_anchor(
         hint = "Name parameters without a pre-trained counterpart (a new head) in exclude, e.g. exclude=['head.*']."
         raise ValueError("anchor does not fit the model\n" + "\n".join(problems) + "\n" + hint)
     return found
+
+
+def check_floating(parameters: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with names, for parameters that are not real floating-point numbers."""
+    if bad := [f"{name}: {p.dtype}" for name, p in parameters.items() if not p.is_floating_point()]:
+        raise ValueError(f"parameters must be of a floating-point type; name others in exclude:{_listing(bad)}")
+
+
+def refuse_shared(model: nn.Module, anchor: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with names, if tensors of the anchor lie in memory of the model: training moves both."""
+    own = [*unwrap(model).parameters(), *unwrap(model).buffers()]
+    places = {place for tensor in own if (place := _place(tensor)) is not None}
+    if shared := [name for name, tensor in anchor.items() if _place(tensor) in places]:
+        raise ValueError(
+            f"the anchor shares memory with the model and moves along with it:{_listing(shared)}\n"
+            "Give a copy made before training: copy.deepcopy(model), or {name: t.clone() for name, t in "
+            "model.state_dict().items()}; `tpgm.TPGM` makes one itself without anchor=."
+        )
+
+
+def _place(tensor: Any) -> int | None:
+    """Address of the tensor's memory, of a DTensor of this process's part; None for what has none."""
+    with torch.no_grad():
+        return local(tensor).untyped_storage().data_ptr() or None

@@ -20,7 +20,7 @@ from tpgm._engine.gradients import evaluating, loss_and_gradients
 from tpgm._engine.layout import check_parameter
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
-from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
+from tpgm.anchor import Anchor, anchor_tensors, check_floating, match_anchor, refuse_shared, zero
 from tpgm.buffers import (
     Batches,
     Buffers,
@@ -77,11 +77,14 @@ class TPGM:
     "move": each floating-point buffer goes back with its own module's mean ratio. None, the default, is "keep" with one
     warning if there are running statistics that training has changed.
 
-    Parameters that are frozen at construction or excluded are left alone, a tied parameter is constrained once, and one
-    that has not moved yet gets its radius at the first update after it has. Radii are float32 (float64 for float64
+    Parameters that are frozen at construction or excluded are left alone; a warning names one that is unfrozen later.
+    One frozen later is not projected meanwhile, and a radius steps only where the validation loss has a gradient. A
+    tied parameter is constrained once, and one that has not moved yet gets its radius at the first update after it has.
+    Radii are float32 (float64 for float64
     models); weights may be of any floating-point type.
-    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, an unknown norm, unit or start, a
-    negative or non-finite lr, penalty or tv, or a model with nothing to constrain.
+    Raises ValueError for an anchor that does not fit or shares memory with the model, a pattern that matches nothing,
+    an unknown norm, unit, start or word for buffers, a negative or non-finite lr, penalty or tv, or a model with
+    nothing to constrain. Once made, its methods raise RuntimeError if the model has got other parameters.
     """
 
     def __init__(
@@ -134,6 +137,11 @@ class TPGM:
             for name, p in unwrap(model).named_parameters()
             if p.requires_grad and p.numel() and id(p) not in excluded
         }
+        self._frozen = {
+            canonical(name): p
+            for name, p in unwrap(model).named_parameters()
+            if not p.requires_grad and p.numel() and id(p) not in excluded
+        }
         # compiled or not, the wrapper whose processes must agree on the radii
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
         sharded = any(map(is_sharded, self._params.values()))
@@ -146,9 +154,12 @@ class TPGM:
             check_parameter(name, local(p.data))
         self._zero = anchor == "zero"
         if self._zero:
+            check_floating(self._params)
             self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
         else:
             found = match_anchor(model, given, self._params, exclude)
+            if anchor is not None:
+                refuse_shared(model, found)
             self._anchor = {n: self._kept(local(p.data), part(found[n].detach(), p)) for n, p in self._params.items()}
         self._shards = Shards(self._params, norm) if sharded else None
         # computed once: afterwards no process need wait for another
@@ -264,6 +275,7 @@ class TPGM:
         if not (covers >= 1 and limit > 0):
             raise ValueError(f"covers must be at least 1 and limit above 0, got {covers} and {limit}")
         self._warn_of_statistics(3)
+        self._warn_of_unfrozen(3)
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
@@ -275,7 +287,8 @@ class TPGM:
         with evaluating(self.model, self._ddp, self._fsdp), statistics, swapped as unprojected:
             loss, gradients = loss_and_gradients(closure, list(self._params.values()), hooks=hooks)
             slopes = self._radius_gradient(radii, norms, gradients, unprojected)
-        value = self._average(loss, slopes)
+        touched = [float(g is not None) for g in gradients]
+        value, untouched = self._average(loss, slopes, touched)
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
             raise FloatingPointError("the gradient of the validation loss is NaN or infinite; radii are unchanged")
@@ -283,7 +296,7 @@ class TPGM:
         with torch.no_grad():
             self._radii.copy_(radii if self._unit is None else radii / self._unit)
         self._radii.grad = slopes if self._unit is None else slopes * self._unit
-        self.optimizer.step()
+        self._step_where_touched(untouched)
         with torch.no_grad():
             if self._unit is not None:
                 self._radii.mul_(self._unit)
@@ -309,6 +322,7 @@ class TPGM:
         self._refuse_while_swapped("project_")
         self._check_batches(batches)
         self._warn_of_statistics(4)  # one frame is the decorator's
+        self._warn_of_unfrozen(4)
         if not self.optimizer.state and bool(self._radii.isinf().all()):
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
         seen = self._measured_at
@@ -363,7 +377,7 @@ class TPGM:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken. Construct with the same pre-trained weights first.
 
-        Raises ValueError, leaving everything as it was, if the state is of another model, anchor, norm, unit, buffers.
+        Raises ValueError, with everything as it was, if the state is of another model, anchor, norm, unit or buffers.
         """
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
             raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")
@@ -404,6 +418,47 @@ class TPGM:
             return None
         return [(p.data_ptr(), p._version) for p in self._params.values()]
 
+    def _require_parameters(self) -> None:
+        """Raise RuntimeError, with names, if the model has other parameters now in the place of those constrained."""
+        if self._fsdp:  # gathered parameters stand in for the parts
+            return
+        there = set(map(id, self.model.parameters()))
+        if gone := [name for name, p in self._params.items() if id(p) not in there]:
+            raise RuntimeError(
+                f"no longer parameters of the model: {', '.join(gone[:5])} (replaced by another layer, "
+                "load_state_dict(assign=True) or the like); construct TPGM anew, with the pre-trained weights as anchor"
+            )
+
+    def _frozen_since(self) -> Tensor | None:
+        """Which constrained tensors have been frozen since construction, bool, shape (tensors,); None if none."""
+        frozen = [not p.requires_grad for p in self._params.values()]
+        return torch.tensor(frozen, device=self._radii.device) if any(frozen) else None
+
+    def _warn_of_unfrozen(self, stacklevel: int) -> None:
+        if unfrozen := [name for name, p in self._frozen.items() if p.requires_grad]:
+            for name in unfrozen:
+                del self._frozen[name]
+            more = f" and {len(unfrozen) - 5} more" if len(unfrozen) > 5 else ""
+            warnings.warn(
+                f"unfrozen since construction and therefore not constrained: {', '.join(unfrozen[:5])}{more}; to "
+                "constrain them construct TPGM anew, with the pre-trained weights as anchor",
+                stacklevel=stacklevel,
+            )
+
+    def _step_where_touched(self, untouched: Tensor | None) -> None:
+        """A step of Adam; radii of tensors without a gradient, and what Adam remembers of them, stay as they are."""
+        if untouched is None:
+            self.optimizer.step()
+            return
+        kept = {k: v.clone() for k, v in self.optimizer.state[self._radii].items() if v.shape == self._radii.shape}
+        radii = self._radii.detach().clone()
+        self.optimizer.step()
+        with torch.no_grad():
+            self._radii.copy_(torch.where(untouched, radii, self._radii))
+            for key, value in self.optimizer.state[self._radii].items():
+                if value.shape == radii.shape:
+                    value.copy_(torch.where(untouched, kept.get(key, torch.zeros_like(value)), value))
+
     def _weights(self) -> list[Tensor]:
         """The parameters' memory; of sharded ones what lies here."""
         return [local(p.data) for p in self._params.values()]
@@ -426,6 +481,8 @@ class TPGM:
         return values.repeat_interleave(self._lengths, output_size=sum(self._rows))
 
     def _row_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
+        if (frozen := self._frozen_since()) is not None:
+            radii = radii.masked_fill(frozen, math.inf)
         return row_ratios(self._flat(norms), self._by_row(radii), EPS)
 
     def _fingerprints(self) -> dict[str, Tensor]:
@@ -438,6 +495,7 @@ class TPGM:
     def _measure(self) -> list[Tensor]:
         """Row norms of every displacement."""
         self._refuse_while_swapped("measuring the displacement")
+        self._require_parameters()
         for name, p in self._params.items():
             a = self._anchor[name]
             device, dtype = self._keeping
@@ -458,6 +516,8 @@ class TPGM:
         clipped = torch.minimum(radii, largest).clamp(min=EPS)
         # a tensor that has not moved says nothing about its radius, and a broken one must not break it
         in_force = radii.isfinite() & (largest > 0) & largest.isfinite()
+        if (frozen := self._frozen_since()) is not None:
+            in_force &= ~frozen
         return torch.where(in_force, clipped, self._radii.detach())
 
     def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
@@ -492,23 +552,30 @@ class TPGM:
         by_radius = torch.where(active, 1 / (n + EPS), 0.0)
         return slopes + self.tv * by_ratio * torch.segment_reduce(by_radius, "mean", lengths=self._lengths)
 
-    def _average(self, loss: Tensor, slopes: Tensor) -> float:
-        """Mean over the processes of a data-parallel or sharded model, so that all take the same step."""
+    def _average(self, loss: Tensor, slopes: Tensor, touched: Sequence[float]) -> tuple[float, Tensor | None]:
+        """Mean over the processes of a data-parallel or sharded model, so that all take the same step.
+
+        touched: 1 for a tensor with a gradient here, else 0. Returns the loss, and which tensors have no gradient on
+        any process, None if all have one here.
+        """
         value = loss.reshape(1).to(slopes)
-        if self._ddp is not None:
-            both = torch.cat([value, slopes])
-            dist.all_reduce(both, group=self._ddp.process_group)
-            both /= dist.get_world_size(self._ddp.process_group)
-            value = both[:1]
-            slopes.copy_(both[1:])
-        elif self._shards is not None:
-            both = self._shards.average_(torch.cat([value, slopes]))
-            value = both[:1]
-            slopes.copy_(both[1:])
+        untouched: Tensor | None = None
+        if self._ddp is not None or self._shards is not None:
+            all_ = torch.cat([value, slopes, slopes.new_tensor(touched)])
+            if self._ddp is not None:
+                dist.all_reduce(all_, group=self._ddp.process_group)
+                all_ /= dist.get_world_size(self._ddp.process_group)
+            elif self._shards is not None:
+                all_ = self._shards.average_(all_)
+            value, mean, share = all_.split([1, len(slopes), len(slopes)])
+            slopes.copy_(mean)
+            untouched = share == 0
+        elif not all(touched):
+            untouched = slopes.new_tensor(touched) == 0
         result = float(value)
         if not math.isfinite(result):
             raise FloatingPointError(f"the validation loss is {result}; radii and weights are unchanged")
-        return result
+        return result, untouched
 
     @contextmanager
     def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> Iterator[list[Tensor]]:

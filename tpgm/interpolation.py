@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from tpgm.anchor import anchor_tensors, match_anchor
+from tpgm.anchor import anchor_tensors, match_anchor, refuse_shared
 from tpgm.buffers import Batches, Buffers, FollowingBuffers, check_buffers, reestimate
 from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
 
@@ -37,8 +37,10 @@ def interpolate(
     interpolated as weights are. "keep": they stay the model's. "reestimate": they are estimated anew from `batches`
     with the interpolated weights, by `tpgm.buffers.reestimate`. None, the default, is "move" where the anchor has
     buffers, which is what averaging two state dicts does.
-    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, or an alpha that is not
-    finite, an unknown word for buffers, or batches missing or given in vain.
+
+    Raises ValueError for an anchor that does not fit or shares memory with the model, a pattern that matches nothing,
+    an alpha that is not finite, an unknown word for buffers, or batches missing or given in vain; TypeError for an
+    anchor of another kind.
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be a finite number, got {alpha}")
@@ -47,12 +49,15 @@ def interpolate(
     if (batches is not None) != (buffers == "reestimate"):
         raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
     exclude = as_patterns(exclude, "exclude")
+    if isinstance(anchor, str):
+        raise TypeError(f"interpolate takes a module or a state dict as anchor, got {anchor!r}")
     given = anchor_tensors(anchor, model)
     for pattern in exclude:
         require_match(pattern, [*aliases(model), *given], "exclude")
     tied = {id(p) for name, p in aliases(model).items() if matches(name, exclude)}
     names = [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in tied]
     start = match_anchor(model, anchor, names, exclude)
+    refuse_shared(model, start)
     result = copy.deepcopy(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():

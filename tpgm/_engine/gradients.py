@@ -79,12 +79,21 @@ def hides_gradients(loss: Tensor) -> bool:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is in the mode it was in."""
+    """Eval mode; afterwards every module is in the mode it was in, and its own ``train`` has been called if it has one.
+
+    Such a method may do more than set a flag (LoRA layers that merge their weights), and sets its children's.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
+        own = [(module, training) for module, training in modes if type(module).train is not nn.Module.train]
+        for module, training in own:  # parents come first
+            module.train(training)
+        for module, training in own:  # unless they share a child, which the second one has set once more
+            if module.training != training:
+                module.train(training)
         for module, training in modes:
             module.training = training
 
