@@ -20,7 +20,7 @@ BOOK, ENGINE = "tpgm.book", "tpgm._engine"
 LIBRARY_LINES = 7_000
 
 # --- for the lead to empty: what other rooms still have to resolve. An entry that is no longer needed fails.
-LINES_STILL_TOO_MANY = 700
+LINES_STILL_TOO_MANY = 1_400
 NAMES_STILL_SHARED = {
     "module cli": "tpgm/cli.py and tpgm/book/cli.py",
     "module experiments": "tpgm/book/experiments and tpgm/book/plots/experiments.py",

@@ -7,7 +7,7 @@ from tpgm.data.icons import IconCollection, icon_collection, icons, icons_upstre
 from tpgm.data.imagenet import imagenet
 from tpgm.data.preparation import Preparation
 from tpgm.data.render import DOMAINS
-from tpgm.data.splits import DataSplits, ImageArray, ImageFiles
+from tpgm.data.splits import DataSplits, ImageArray, ImageFiles, LabelledData
 
 __all__ = [
     "DOMAINS",
@@ -16,6 +16,7 @@ __all__ = [
     "IconSet",
     "ImageArray",
     "ImageFiles",
+    "LabelledData",
     "Preparation",
     "domainnet",
     "icon_collection",
