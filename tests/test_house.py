@@ -89,7 +89,7 @@ def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
                 yield Import(whole if whole in known else base, level)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for child in node.body:
                 yield from visit(child, "types")
             for child in node.orelse:
