@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test site-test clean
+.PHONY: help env book test check site-test clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -23,6 +23,11 @@ book: $(STAMP)  ## run every chapter, build the book, print its address
 
 test: $(STAMP)  ## run all tests, the chapters in small among them
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+check: $(STAMP)  ## lint, format and types (for contributors): ruff, then mypy --strict over the whole package
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy --strict tpgm
 
 site-test: $(STAMP)  ## walk the built book in headless Chromium (must be installed, with chromedriver)
 	TPGM_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py $(PYTEST_ARGS)

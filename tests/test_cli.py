@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,35 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "ModuleNotFoundError: No module named 'broken_commands'"),
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("def add(commands, debug): raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("def add(commands, debug): commands.add_parser('finetune')", "finetune"),
+        ("add = 3", "TypeError: 'int' object is not callable"),
+    ],
+)
+def test_a_package_with_broken_commands_takes_no_other_command_along(
+    text: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = tmp_path / "broken_commands-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-commands\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[tpgm.commands]\nthird = broken_commands:add\n")
+    if text is not None:
+        (tmp_path / "broken_commands.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_commands", raising=False)
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr()
+    assert "vanilla" in printed.out
+    (line,) = printed.err.splitlines()
+    assert line.startswith("tpgm: left out the commands 'third' (broken_commands:add): ")
+    assert reason in line
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_table_of_contents_names_existing_files_and_every_chapter() -> None:
     assert pages | chapters == set(files)
 
 
+def test_the_reference_names_only_what_exists_and_every_public_name() -> None:
+    pages = {name: (ROOT / "book" / f"{name}.md").read_text(encoding="utf8") for name in ("api", "api_chapters")}
+    directive = re.compile(r"^\.\. auto(module|class|function):: (\S+)$", re.MULTILINE)
+    found = {name: directive.findall(text) for name, text in pages.items()}
+    for kind, name in found["api"] + found["api_chapters"]:
+        assert isinstance(pkgutil.resolve_name(name), ModuleType) == (kind == "module"), name
+    named = {name for _, name in found["api"]}
+    assert {f"tpgm.{name}" for name in tpgm.__all__} <= named
+    assert "tpgm.book" not in pages["api"]
+    assert {name for _, name in found["api_chapters"] if not name.startswith("tpgm.book")} == {"tpgm.style"}
+
+
 def test_links_in_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf8")):
         assert (ROOT / target).exists(), target
@@ -116,7 +129,7 @@ def test_the_readme_shows_a_figure_that_its_script_draws(tmp_path: Path) -> None
     assert abs(again - before).mean() < 0.02, "run: python tools/readme_figure.py"
 
 
-@pytest.mark.parametrize("name", ["test", "book"])
+@pytest.mark.parametrize("name", ["check", "test", "book"])
 def test_workflows_call_the_same_targets_as_readers_do(name: str) -> None:
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf8")
     jobs = yaml.safe_load(text)["jobs"].values()
@@ -124,6 +137,25 @@ def test_workflows_call_the_same_targets_as_readers_do(name: str) -> None:
     assert [command.split()[:2] for command in commands] == [["make", name]]
     assert re.search(rf"^{name}:.*##", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE)
     assert f"make {name}" in (ROOT / ".ci" / "run").read_text(encoding="utf8")
+
+
+def test_a_change_must_pass_the_checks_the_strict_book_and_the_tests_in_this_order() -> None:
+    steps = re.findall(r"^make (.+?) </dev/null \|\| status=1$", (ROOT / ".ci" / "run").read_text("utf8"), re.MULTILINE)
+    assert steps == ["check", "book STRICT=1", "test"]
+    workflow = (ROOT / ".github" / "workflows" / "book.yml").read_text("utf8")
+    assert "make book STRICT=1" in workflow
+
+
+def test_the_checks_are_ruff_and_mypy_over_the_whole_package_also_before_a_commit() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf8")
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    tools = [line.strip().removeprefix("$(BIN)/python -m ") for line in recipe[1].splitlines()]
+    assert tools == ["ruff check .", "ruff format --check .", "mypy --strict tpgm"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf8"))["repos"][0]["hooks"]
+    entries = {hook["id"]: hook["entry"] for hook in hooks}
+    assert entries["mypy"] == f".venv/bin/python -m {tools[2]}"
+    assert {"ruff-check", "ruff-format"} <= set(entries)
 
 
 def test_tested_python_versions_are_those_the_package_names() -> None:

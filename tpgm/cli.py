@@ -95,7 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.set_defaults(run=_completion)
     for found in sorted(entry_points(group="tpgm.commands"), key=lambda point: point.name):
-        found.load()(commands, debug)
+        try:
+            found.load()(commands, debug)
+        except Exception as error:  # another package's fault must not take the other commands along
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"tpgm: left out the commands {found.name!r} ({found.value}): {reason}", file=sys.stderr)
     return parser
 
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate
 
 from tpgm.book.icon_benchmark import DOMAINS, icon_collection, icons_upstream
-from tpgm.data import DataSplits, ImageArray
+from tpgm.data import DataSplits, ImageArray, LabelledData
 from tpgm.data.preparation import Preparation
-from tpgm.data.splits import LabelledData
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, head_of, need
 from tpgm.models.pretrained import Pretrained

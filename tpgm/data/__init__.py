@@ -11,12 +11,13 @@ from tpgm.data.domainnet import domainnet
 from tpgm.data.folders import image_folder, resize_and_crop
 from tpgm.data.imagenet import imagenet
 from tpgm.data.preparation import Preparation
-from tpgm.data.splits import DataSplits, ImageArray, ImageFiles
+from tpgm.data.splits import DataSplits, ImageArray, ImageFiles, LabelledData
 
 __all__ = [
     "DataSplits",
     "ImageArray",
     "ImageFiles",
+    "LabelledData",
     "Preparation",
     "domainnet",
     "image_folder",

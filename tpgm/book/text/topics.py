@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from tpgm.book.text.invented import tiny_csv
 from tpgm.book.text.wheels import TWEETS, content, fetched
-from tpgm.data import DataSplits
-from tpgm.data.splits import LabelledData, label_fraction, shuffled
+from tpgm.data import DataSplits, LabelledData
+from tpgm.data.splits import label_fraction, shuffled
 
 SENTIMENTS = ("negative", "neutral", "positive")
 ID_TOPIC = "airlines"
