@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm._engine.exchange import Exchange
-from tpgm._engine.gradients import evaluating, loss_and_gradients
+from tpgm._engine.gradients import Products, evaluating, loss_and_products
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
@@ -240,8 +240,9 @@ class TPGM:
             raise FloatingPointError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
         hooks = bool(self._fsdp or self._shards)
         with evaluating(self.model, self._ddp, self._fsdp), self._swapped_in(radii, norms) as unprojected:
-            loss, gradients = loss_and_gradients(closure, list(self._params.values()), hooks=hooks)
-            slopes = self._radius_gradient(radii, norms, gradients, unprojected)
+            products = Products(self._passes, unprojected, self._anchors())
+            loss, dots = loss_and_products(closure, list(self._params.values()), products, hooks=hooks)
+        slopes = self._radius_gradient(radii, norms, dots)
         value = self._average(loss, slopes)
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
@@ -412,15 +413,12 @@ class TPGM:
     def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
         return torch.segment_reduce(self._row_ratios(radii, norms), "mean", lengths=self._lengths)
 
-    def _radius_gradient(
-        self, radii: Tensor, norms: Sequence[Tensor], gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
-    ) -> Tensor:
+    def _radius_gradient(self, radii: Tensor, norms: Sequence[Tensor], dots: Sequence[Tensor]) -> Tensor:
         """``∂L/∂γ = Σ_i 1[γ ≤ n_i + 1e-8] ⟨∇_i L, Δ_i⟩ / (n_i + 1e-8)``, chapter 2.
 
         The gradient counts at the upper clip γ = max n_i too, where float32 decides by rounding whether the ratio is 1;
         otherwise a radius that reached it could never tighten again.
         """
-        dots = self._passes.dots(gradients, weights, self._anchors())
         rows = self._flat(dots if self._shards is None else self._shards.add(dots))
         n = self._flat(norms)
         active = self._by_row(radii) / (n + EPS) <= 1
