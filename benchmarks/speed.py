@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tpgm import TPGM
-from tpgm._engine import compiled
+from tpgm._engine import passes
 from tpgm.book.experiments.experiment import append, provenance
 from tpgm.optim import SGDP, AdamP, AdamSPD
 
@@ -232,7 +232,7 @@ def main() -> None:
         print(peak_of(options))
         return
     kept = {k: v for k, v in vars(options).items() if k not in ("out", "only", "peak_of")}
-    kept |= {"threads": torch.get_num_threads(), "compiled": options.device == "cpu" and compiled.available()}
+    kept |= {"threads": torch.get_num_threads(), "compiled": options.device == "cpu" and passes.kernels() is not None}
     for name in options.only or PARTS[:3]:
         found = globals()[name](copy.copy(options))
         row = {"part": name, "config": kept, **found, **provenance(("numba",))}

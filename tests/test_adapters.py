@@ -19,7 +19,8 @@ def test_anchor_zero_is_the_plain_path_with_zeros(norm: str) -> None:
         torch.manual_seed(0)
         model, x, y = build("conv")
         zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-        constraint = tpgm.TPGM(model, anchor="zero" if zero else zeros, norm=norm, lr=0.05, tv=0.1, penalty=0.01)
+        settings = {"norm": norm, "lr": 0.05, "tv": 0.1, "penalty": 0.01, "buffers": "keep"}
+        constraint = tpgm.TPGM(model, anchor="zero" if zero else zeros, **settings)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(4):
             optimizer.zero_grad()

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpgm.baselines import l2_sp, mars_penalty, norm_and_bias_names, project_fixed
+from tpgm.methods.bitfit import norm_and_bias_names
+from tpgm.methods.l2_sp import l2_sp
+from tpgm.methods.mars_penalty import mars_penalty
+from tpgm.methods.mars_sp import project_fixed
 
 
 def problem() -> tuple[nn.Linear, dict[str, Tensor], Tensor, Tensor]:

@@ -67,10 +67,18 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
     backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = paint(tmp_path / "photos", 1.0, count=30)
-    monkeypatch.setattr("tpgm.training.loop.CHECKPOINT_SECONDS", 0.0)
     path = photos / "red" / "7.png"
     path.write_bytes(path.read_bytes()[:200])  # the header is whole
-    arguments = ["finetune", str(backbone), str(photos), "--out", str(tmp_path / "run"), "--quiet"]
+    arguments = [
+        "finetune",
+        str(backbone),
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--checkpoint-seconds",
+        "0",
+    ]
     assert main([*arguments, "--set", "workers=0", "--set", "batch_size=1"]) == 1
     assert f"cannot read the image {path}" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint.pt").exists()  # of the steps before it
@@ -87,6 +95,8 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
         (["m", "icons", "--out", "x", "--size", "0"], "--size must be at least 1"),
         (["m", "photos", "--out", "x", "--train-per-class", "3"], "--train-per-class goes with the icons"),
         (["m", "no-such-folder", "--out", "x"], "no-such-folder"),
+        (["m", "p", "--out", "x", "--set", "lr=1", "--set", "lr=2"], "--set gives lr twice ('1' and '2')"),
+        (["m", "p", "--out", "x", "--ood", "sk=a", "--ood", "sk=b"], "--ood gives sk twice ('a' and 'b')"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,4 +115,42 @@ def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[st
     assert main(["methods"]) == 0
     assert "arXiv 2303.10720" in capsys.readouterr().out
     assert main(["methods", "ftp"]) == 0
-    assert "kappa" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kappa = 1.0" in printed
+    assert "float, between 0 and 1" in printed
+    assert "l2 or mars" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("identity"), "unexpected KeyError: 'identity'; the same command with --debug"),
+        (AssertionError(), "unexpected AssertionError: ; the same command with --debug"),
+        (AttributeError("no x"), "unexpected AttributeError: no x"),
+        (MemoryError("3 GB"), "out of memory (3 GB): lower batch_size"),
+    ],
+)
+def test_an_unexpected_error_is_one_line_too(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tpgm.methods.options", fail)
+    assert main(["methods", "ftp"]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["finetune", "m", "photos", "--out", ""], ["pretrain", "icons-vit", " "]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "the path is empty" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("tpgm 0.")

@@ -1,11 +1,14 @@
-"""Machine code for passes and steps: held to torch's operations in every way tensors can be cut and shared out."""
+"""Machine code for the passes: held to torch's operations, the same with any cache, and never in the way."""
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,33 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from tpgm import TPGM
-from tpgm._engine import compiled
 from tpgm._engine.passes import Passes
-from tpgm.optim import SGDP, AdamP, AdamSPD
 
 pytest.importorskip("numba")
 
-# one tensor is most of the numbers: it is not left to one thread
-SHAPES = ((70, 11), (6,), (4, 3, 3, 3), (), (5, 1), (2, 40), (1, 17))
-METHODS: list[tuple[Any, dict[str, Any]]] = [
-    (SGDP, {"lr": 0.05}),
-    (SGDP, {"lr": 0.05, "norm": "l2", "nesterov": False, "weight_decay": 0.1, "kappa": 0.5}),
-    (SGDP, {"lr": 0.05, "momentum": 0.0, "nesterov": False}),  # for which there is no kernel
-    (AdamP, {"lr": 0.01, "weight_decay": 0.1}),
-    (AdamP, {"lr": 0.01, "norm": "l2", "betas": (0.8, 0.95)}),
-    (AdamSPD, {"lr": 0.01, "strength": 1.5, "weight_decay": 0.1}),
-]
+ROOT = Path(__file__).resolve().parent.parent
+# rows shorter and longer than a piece, which has 2¹⁴ numbers; enough of them for several threads
+SHAPES = ((900, 700), (6,), (4, 3, 3, 3), (), (5, 1), (3, 40_000), (1, 17), (50_001,))
 
 
-@pytest.fixture(params=[1, 2, 3, "pool of 3"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Torch's threads or, where they cannot be had, our own."""
-    before, count = torch.get_num_threads(), request.param
-    if isinstance(count, str):
-        count = 3
-        monkeypatch.setattr(compiled, "_torchs_threads", lambda: None)
-    torch.set_num_threads(count)
-    yield count
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
 
 
@@ -48,87 +38,33 @@ def drawn(seed: int, dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES]
 
 
-def trained(method: Any, settings: dict[str, Any], dtype: torch.dtype, steps: int = 6) -> Any:
-    """Optimizer and parameters after steps towards a target; some lie in other ways than their gradients."""
-    start = drawn(1, dtype)
-    start[2] = start[2].contiguous(memory_format=torch.channels_last)
-    params, target = [nn.Parameter(t.clone()) for t in start], drawn(2, dtype)
-    optimizer = method(params, **settings)
-    for t in range(steps):
-        for p, goal, noise in zip(params, target, drawn(3 + t, dtype), strict=True):
-            p.grad = p.detach() - goal + noise
-        first = params[0].grad
-        params[0].grad = first.t().contiguous().t() if t == 2 and first is not None else first
-        versions = [p._version for p in params]
-        optimizer.step()
-        assert all(p._version > v for p, v in zip(params, versions, strict=True))  # autograd is told
-    return optimizer, params
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("method", "settings"), METHODS)
-def test_steps_equal_those_of_torchs_operations(
-    method: Any, settings: dict[str, Any], dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiled, "PIECE", 8)
-    taken: list[int] = []
-    for name in ("ftp", "spd"):
-        original = getattr(compiled, name)
-        monkeypatch.setattr(compiled, name, lambda p, *rest, f=original: (taken.append(len(p)), f(p, *rest)))
-    ours, fast = trained(method, settings, dtype)
-    assert taken == ([] if settings.get("momentum") == 0 else [7, 7, 6, 7, 7, 7])  # once laid out unlike its gradient
-    monkeypatch.setattr(compiled, "available", lambda: False)
-    theirs, plain = trained(method, settings, dtype)
-    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-12}
-    for p, q in zip(fast, plain, strict=True):
-        torch.testing.assert_close(p, q, **close)
-        assert ours.state[p].keys() == theirs.state[q].keys()
-        for name, value in ours.state[p].items():
-            torch.testing.assert_close(value, theirs.state[q][name], **close, msg=lambda m, name=name: f"{name}: {m}")
-    theirs.load_state_dict(ours.state_dict())  # a state goes on either way
-
-
 @pytest.mark.parametrize("norm", ["mars", "l2"])
-def test_passes_over_pieces_and_threads(norm: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_over_pieces_and_threads(norm: Any, threads: int) -> None:
     weights, anchors, gradients = (drawn(seed, torch.float64) for seed in range(3))
     plain, fast = Passes(norm, "blocks"), Passes(norm, "compiled")
     ratios = [torch.rand_like(n) for n in plain.measure(weights, anchors)]
-    for piece in (1, 8, 1 << 14):
-        monkeypatch.setattr(compiled, "PIECE", piece)
-        outs, wanted = [torch.empty_like(w) for w in weights], [torch.empty_like(w) for w in weights]
-        fast.scale(outs, weights, anchors, ratios)
-        plain.scale(wanted, weights, anchors, ratios)
-        torch.testing.assert_close(outs, wanted)
-        torch.testing.assert_close(fast.measure(weights, anchors), plain.measure(weights, anchors))
-        found = fast.dots(list(gradients), weights, anchors)
-        torch.testing.assert_close(found, plain.dots(list(gradients), weights, anchors))
+    outs, wanted = [torch.empty_like(w) for w in weights], [torch.empty_like(w) for w in weights]
+    fast.scale(outs, weights, anchors, ratios)
+    plain.scale(wanted, weights, anchors, ratios)
+    torch.testing.assert_close(outs, wanted)
+    torch.testing.assert_close(fast.measure(weights, anchors), plain.measure(weights, anchors))
+    found = fast.dots(list(gradients), weights, anchors)
+    torch.testing.assert_close(found, plain.dots(list(gradients), weights, anchors))
 
 
-def test_every_part_is_done_once_and_errors_arrive(threads: int) -> None:
-    """Also where several Python threads spread their work at the same time."""
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_bits_depend_neither_on_threads_nor_on_who_else_computes(norm: Any, threads: int) -> None:
+    weights, anchors = drawn(0, torch.float32), drawn(1, torch.float32)
 
-    def work(number: int) -> list[int]:
-        done: list[int] = []
-        for _ in range(50):
-            compiled._spread(done.append, range(number))
-        return sorted(done)
+    def work(_: int) -> list[Tensor]:
+        return Passes(norm, "compiled").measure(weights, anchors)
 
     with ThreadPoolExecutor(3) as callers:
-        for number, done in zip((1, 2, 40), callers.map(work, (1, 2, 40)), strict=True):
-            assert done == sorted([*range(number)] * 50)
-
-    def fail(part: int) -> None:
-        torch.ones(1000).sum()
-        if part >= 5:
-            raise KeyboardInterrupt(f"part {part}")
-
-    with pytest.raises(KeyboardInterrupt, match="part"):
-        compiled._spread(fail, range(20))
-
-
-def test_torchs_threads_are_found() -> None:
-    """On Linux, where torch runs on an OpenMP with GNU's entry points; elsewhere there is the pool."""
-    assert sys.platform != "linux" or compiled._torchs_threads() is not None
+        many = list(callers.map(work, range(12)))
+    torch.set_num_threads(1)
+    alone = work(0)
+    for found in many:
+        assert all(map(torch.equal, found, alone))
 
 
 @pytest.mark.parametrize("norm", ["mars", "l2"])
@@ -153,45 +89,128 @@ def test_small_displacements_have_a_norm() -> None:
     torch.testing.assert_close(norm, torch.tensor([4e-30]), rtol=1e-6, atol=0)
 
 
-def test_only_what_fits_is_taken() -> None:
-    w = torch.randn(3, 4)
-    assert compiled.fit(w, w.clone())
-    assert not compiled.fit(w, None)
-    assert not compiled.fit(w, w.to_sparse())
-    assert not compiled.fit(w, w.double())
-    assert not compiled.fit(w, w.t().contiguous().t())
-    assert not compiled.fit(w, torch.zeros(()).expand(3, 4))
-    assert not compiled.fit(w.bfloat16(), w.bfloat16())
-    assert not compiled.fit(w.to("meta"), w.to("meta"))
-    assert not compiled.fit(torch.empty(0, 4), torch.empty(0, 4))
+def test_only_the_passes_know_of_the_machine_code() -> None:
+    sources = {path.name: path.read_text(encoding="utf8") for path in (ROOT / "tpgm").rglob("*.py")}
+    assert [name for name, source in sources.items() if "_engine.numba" in source] == ["passes.py"]
+    assert [name for name, source in sources.items() if re.search(r"(from|import) numba", source)] == ["numba.py"]
 
 
-ALONE = """
-import os, torch
-from tpgm._engine import compiled
-from tpgm._engine.passes import Passes
+# --- in processes of their own
+
+PASSES = """
+import hashlib, os, sys, warnings, torch
+from tpgm._engine import passes
+from tpgm.optim import SGDP
+if limit := os.environ.get("FILE_LIMIT"):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 torch.set_num_threads(2)
-w, a = torch.randn(300, 1000), torch.randn(300, 1000)
-passes = Passes("mars")
-here = passes.measure([w], [a])[0]
-print(compiled.available(), "numba" in __import__("sys").modules)
-if os.environ.get("FORK") and not (child := os.fork()):
-    same = torch.equal(Passes("mars").measure([w], [a])[0], here)
-    os._exit(0 if same else 1)
+digest, generator = hashlib.sha256(), torch.Generator().manual_seed(0)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for dtype in (torch.float32, torch.float64):
+        w, a, g = ([torch.randn(s, generator=generator, dtype=dtype) for s in ((61, 53), (7,), (333, 1201))]
+                   for _ in range(3))
+        for norm in ("mars", "l2"):
+            run = passes.Passes(norm)
+            norms = run.measure(w, a)
+            outs = [torch.empty_like(t) for t in w]
+            run.scale(outs, w, a, [torch.linspace(0, 1, len(n), dtype=dtype) for n in norms])
+            params = [torch.nn.Parameter(t.clone()) for t in w]
+            optimizer = SGDP(params, lr=0.1, norm=norm)
+            for _ in range(3):
+                for p, t in zip(params, g):
+                    p.grad = p.detach() * t
+                optimizer.step()
+            for t in (*norms, *run.dots(g, w, a), *outs, *(p.detach() for p in params)):
+                digest.update(t.numpy().tobytes())
 if os.environ.get("FORK"):
+    here = passes.Passes("mars").measure(w, a)
+    if not (child := os.fork()):
+        os._exit(0 if all(map(torch.equal, passes.Passes("mars").measure(w, a), here)) else 1)
     assert os.waitpid(child, 0)[1] == 0
+print(passes.kernels() is not None, "numba" in sys.modules, len(said), digest.hexdigest())
+for warning in said:
+    print(warning.message, file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize(
-    ("environment", "said"), [({}, "True True"), ({"TPGM_COMPILED": "0"}, "False False"), ({"FORK": "1"}, "True True")]
-)
-def test_switched_off_and_in_a_forked_process(
-    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ALONE]  # of fork with threads
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def run(**environment: str) -> tuple[list[str], str]:
+    """Whether there are kernels, whether numba is imported, number of warnings and a hash of the bits; warnings."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PASSES]  # of fork with threads
+    settings = {**os.environ, **environment}
+    done = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == said
+    return done.stdout.split(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cache that a first process has filled, and the bits which that process found."""
+    folder = tmp_path_factory.mktemp("cache")
+    found, _ = run(NUMBA_CACHE_DIR=str(folder))
+    assert found[:3] == ["True", "True", "0"]
+    return folder, found[3]
+
+
+def copied(folder: Path, to: Path) -> list[Path]:
+    """Files of a copy of the cache."""
+    for path in folder.rglob("*.nb?"):
+        target = to / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return sorted(to.rglob("*.nb?"))
+
+
+@pytest.mark.parametrize("lost", ["nothing", "_measure-", "_dots-", "_scale-"])
+def test_the_same_bits_from_a_cold_a_warm_and_a_partial_cache(
+    lost: str, filled: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, bits = filled
+    files = copied(folder, tmp_path)
+    assert len(files) >= 9  # an index and two dtypes, for three kernels
+    for path in files:
+        if lost in path.name:
+            path.unlink()
+    found, _ = run(NUMBA_CACHE_DIR=str(tmp_path))
+    assert found == ["True", "True", "0", bits]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "other bytes", "one index", "one code"])
+def test_a_damaged_cache_leaves_torchs_operations_and_one_warning(
+    damage: str, filled: tuple[Path, str], tmp_path: Path
+) -> None:
+    for path in copied(filled[0], tmp_path):
+        content = path.read_bytes()
+        if damage == "empty":
+            path.write_bytes(b"")
+        elif damage == "cut short" and path.suffix == ".nbc":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "other bytes" or (damage == "one index" and path.name.startswith("numba._dots")):
+            path.write_bytes(bytes(255 - byte for byte in content))
+        elif damage == "one code" and path.suffix == ".nbc" and path.name.startswith("numba._scale"):
+            path.write_bytes(b"\0" * len(content))
+    found, said = run(NUMBA_CACHE_DIR=str(tmp_path))
+    assert found[::2][:2] == ["False", "1"]
+    assert "torch's operations do the same" in said
+    assert "NUMBA_CACHE_DIR" in said
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "full disk", "no compilation"])
+def test_without_a_cache_or_a_compiler_torchs_operations_serve(trouble: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = {
+        "no folder": {"NUMBA_CACHE_DIR": str(tmp_path / "file" / "cache")},
+        "full disk": {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "FILE_LIMIT": "1000"},
+        "no compilation": {"NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+    }[trouble]
+    found, said = run(**settings)
+    assert found[::2][:2] == ["False", "1"], said
+    assert "torch's operations do the same" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"), [({"TPGM_COMPILED": "0"}, ["False", "False", "0"]), ({"FORK": "1"}, ["True", "True", "0"])]
+)
+def test_switched_off_and_in_a_forked_process(environment: dict[str, str], said: list[str]) -> None:
+    assert run(**environment)[0][:3] == said

@@ -55,7 +55,7 @@ def test_update_leaves_weights_buffers_gradients_and_modes(kind: str) -> None:
         seen.append([m.training for m in model.modules()])
         return closure()
 
-    loss = TPGM(model, anchor=anchor).update(recording)
+    loss = TPGM(model, anchor=anchor, buffers="keep").update(recording)
     assert not any(seen[0])  # eval mode inside
     assert math.isfinite(loss)
     assert_same(before, model)
@@ -332,7 +332,7 @@ def test_radius_gradients_are_those_of_the_bare_model_under_any_wrapper() -> Non
         model, anchor, _ = displaced("conv")
         _, x, y = build("conv")
         wrapped = wrap(model)
-        tpgm = TPGM(wrapped if construct_on_wrapper else model, anchor=anchor)
+        tpgm = TPGM(wrapped if construct_on_wrapper else model, anchor=anchor, buffers="keep")
         wrapped.train()
         for _ in range(3):
             wrapped(x).sum().backward()

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tpgm.book.icon_tables import accuracy_table, icon_table, licence_counts, splits_table
 from tpgm.book.neighbour import mixed_designers, nearest_neighbour
-from tpgm.book.plots.data import class_sheet, count_bars, overview, solidity_figure, style_sheet
+from tpgm.book.plots.draw_data import class_sheet, count_bars, overview, solidity_figure, style_sheet
 from tpgm.data import DOMAINS, IconCollection, ImageArray, icon_collection, icons
 from tpgm.training.evaluate import Accuracy
 

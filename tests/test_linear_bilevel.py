@@ -16,7 +16,7 @@ from tpgm.book.linear.bilevel_study import SIZES, Comparison, compare, draw_prob
 from tpgm.book.linear.checks import Check
 from tpgm.book.linear.inner import norms_by_layer, solve_inner, solve_inner_plain
 from tpgm.book.linear.problem import fine_tune
-from tpgm.book.plots import bilevel as plots
+from tpgm.book.plots import draw_bilevel as plots
 
 
 @pytest.fixture

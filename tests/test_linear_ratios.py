@@ -36,7 +36,7 @@ from tpgm.book.linear.simulation import (
     strategy_risks,
     style_shift,
 )
-from tpgm.book.plots import ratios as plots
+from tpgm.book.plots import draw_ratios as plots
 
 DRAWS, PROBLEMS = 10_000, 1_000
 

@@ -38,11 +38,11 @@ def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: s
         ("tpgm", {"epochs": 0}, "epochs must be at least 1"),
         ("tpgm", {"epochs": 1.5}, "epochs must be of type int"),
         ("tpgm", {"augment": 1}, "augment must be of type bool"),
-        ("tpgm", {"norm": "l1"}, "norm must be one of 'mars', 'l2'"),
+        ("tpgm", {"norm": "l1"}, "norm must be one of 'l2', 'mars'"),
         ("ftp", {"kappa": 1.5}, "kappa must be between 0 and 1"),
         ("wise-ft", {"alpha": float("nan")}, "alpha must be"),
         ("vanilla", {"precision": "fp16"}, "precision must be one of 'no', 'bf16'"),
-        ("tpgm", {"begin": 1.0}, "begin must be below 1"),
+        ("tpgm", {"begin": 1.0}, "begin must be at least 0 and below 1"),
         ("tpgm", {"begin": 0.5, "patience": 2}, "do not go together"),
         ("partial", {}, "partial needs train"),
         ("spd", {"optimizer": "sgd"}, "optimizer must be 'adamw'"),
@@ -124,3 +124,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     with write_aside(path) as aside:
         aside.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    """In a folder that others can write to, the name of the file aside is known."""
+    precious = tmp_path / "precious"
+    precious.write_text("keep")
+    for path in (tmp_path / "result.json", tmp_path / "model.safetensors"):
+        (tmp_path / f".{path.name}.part").symlink_to(precious)
+        with write_aside(path) as aside:
+            aside.write_text("new")
+        assert path.read_text() == "new"
+        assert not path.is_symlink()
+    assert precious.read_text() == "keep"

@@ -15,8 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
-from tpgm._engine import compiled
-from tpgm._engine.passes import Passes
+from tpgm._engine import passes
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 from tpgm.plain import steps as reference
 from tpgm.projection import row_norms
@@ -47,9 +46,7 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param == "compiled":
         pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "available", lambda: request.param == "compiled")
-        if request.param == "grouped":
-            patch.setattr(Passes, "_way", lambda *_: "grouped")
+        patch.setattr(passes, "WAY", {"torch's operations": "blocks"}.get(request.param, request.param))
         yield
 
 

@@ -15,8 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
 from tests.conftest import build
-from tpgm._engine import compiled
-from tpgm._engine.passes import Passes
+from tpgm._engine import passes
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 
 METHODS = [SGDP, AdamP, AdamSPD, DiGraP]
@@ -375,8 +374,7 @@ def test_the_code_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("method", [SGDP, AdamP, AdamSPD])
 def test_launches_on_a_gpu_do_not_grow_with_the_number_of_tensors(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As there, tensors are laid end to end here; what acts on a whole list of them counts once."""
-    monkeypatch.setattr(compiled, "available", lambda: False)
-    monkeypatch.setattr(Passes, "_way", lambda *_: "grouped")
+    monkeypatch.setattr(passes, "WAY", "grouped")
 
     def count(number: int) -> Counter[str]:
         start = [torch.randn(8, 4) for _ in range(number)]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import tpgm._engine.compiled
 import tpgm._engine.passes
 from tpgm._engine.passes import Passes, Way
 from tpgm.projection import Norm, as_rows, row_norms, row_ratios, scale_rows, upcast

@@ -49,7 +49,7 @@ def alternate(
     names = [name for name, _ in model.named_parameters() if not matches(name, exclude)]
     anchor = {name: plain.get_parameter(name).detach().clone() for name in names}
     same: dict[str, Any] = {"norm": norm, "lr": lr, "penalty": penalty, "tv": tv, "unit": unit, "start": start}
-    ours = TPGM(fast, exclude=exclude, **same)
+    ours = TPGM(fast, exclude=exclude, buffers="keep", **same)
     twin = ReferenceTPGM(plain, anchor, groups=default_groups(names), **same)
     optimizers = [torch.optim.SGD(m.parameters(), lr=train_lr, momentum=0.9) for m in (fast, plain)]
     train, held_out = slice(0, len(x) // 2), slice(len(x) // 2, None)

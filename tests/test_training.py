@@ -7,21 +7,24 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import nn
 
 from tests.plain_methods import plain
 from tests.small import OneByOne, small_data, small_start
-from tpgm.methods import METHODS, resolve
-from tpgm.training.evaluate import Accuracy
-from tpgm.training.loop import _Run
+from tpgm.files import own_folder
+from tpgm.methods import METHODS, Context, resolve
+from tpgm.methods.tpgm_each_step import TPGMEachStep
+from tpgm.training.evaluate import count
 from tpgm.training.loop import finetune as run_finetune
 
 FAST = {"epochs": 4, "batch_size": 8, "head_epochs": 1, "lr": 3e-2}
@@ -118,16 +121,22 @@ def test_wise_ft_path_ends_at_both_models() -> None:
 def test_patience_keeps_the_best_weights_and_their_radii(monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation accuracies are made up, so that the best epoch is the third and two worse ones follow."""
     seen: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
-    measure = _Run._accuracy
+    last: list[Any] = []
+    after_step = TPGMEachStep.after_step
 
-    def told(self: _Run, net: nn.Module, data: Any, label: str) -> Accuracy:
-        if label != "val" or len(seen) == 5:
-            return measure(self, net, data, label)
-        assert self.constraint is not None
-        seen.append((weights(net), self.constraint.radii))
-        return Accuracy((3, 4, 9, 8, 7)[len(seen) - 1], 10)
+    def watched(self: TPGMEachStep, context: Context, step: int) -> None:
+        after_step(self, context, step)
+        last[:] = [context]
 
-    monkeypatch.setattr(_Run, "_accuracy", told)
+    def told(net: nn.Module, *arguments: Any) -> torch.Tensor:
+        if len(seen) == 5:  # the tests at the end
+            return count(net, *arguments)
+        seen.append((weights(net), last[0].learner.radii))
+        right = (3, 4, 9, 8, 7)[len(seen) - 1]
+        return torch.tensor([10 - right, right])
+
+    monkeypatch.setattr(TPGMEachStep, "after_step", watched)
+    monkeypatch.setattr("tpgm.training.loop.count", told)
     given = settings("tpgm", epochs=30, head_epochs=0, patience=2)
     result = run_finetune(small_start(), small_data(), "tpgm", progress=False, **given)
     assert [entry["val"] for entry in result.history] == [0.3, 0.4, 0.9, 0.8, 0.7]
@@ -155,8 +164,8 @@ def test_bf16_runs() -> None:
 def test_shared_stages_give_what_computing_them_again_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, data = small_start(), small_data()
     steps = []
-    count = _Run._after_step
-    monkeypatch.setattr(_Run, "_after_step", lambda self, net, step: (steps.append(step), count(self, net, step))[1])
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *given: (steps.append(1), step(self, *given))[1])
     for method, trained in (("lp-ft", True), ("wise-ft", False), ("tpgm-end", False), ("tpgm", True)):
         given = settings(method)
         alone = run_finetune(start, data, method, progress=False, **given)
@@ -189,7 +198,6 @@ def test_killed_anywhere_and_resumed_is_bit_identical(
         data = dataclasses.replace(data, train=OneByOne(data.train), val=OneByOne(data.val))
     given = settings(method, patience=3, workers=0)
     expected = run_finetune(start, data, method, progress=False, **given)
-    monkeypatch.setattr("tpgm.training.loop.CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
     victim = nn.Conv2d.forward
 
@@ -203,7 +211,9 @@ def test_killed_anywhere_and_resumed_is_bit_identical(
     deaths = 0
     while True:
         try:
-            result = run_finetune(start, data, method, out=tmp_path / "run", progress=False, **given)
+            result = run_finetune(
+                start, data, method, out=tmp_path / "run", progress=False, checkpoint_seconds=0, **given
+            )
             break
         except SystemExit:
             deaths += 1
@@ -219,20 +229,20 @@ def test_killed_anywhere_and_resumed_is_bit_identical(
 _SCRIPT = """
 import sys, time
 from tests.small import OneByOne, small_data, small_start
-import tpgm.training.loop as ft
-ft.CHECKPOINT_SECONDS = 0.0
-after = ft._Run._after_step
-def slow(self, net, step):
-    after(self, net, step)
+import tpgm
+from tpgm.methods.tpgm_each_step import TPGMEachStep
+after = TPGMEachStep.after_step
+def slow(self, context, step):
+    after(self, context, step)
     print("step", step, flush=True)
     time.sleep(0.05)
-ft._Run._after_step = slow
-settings = {"epochs": 2, "batch_size": 8, "optimizer": "sgd"}
-ft.finetune(small_start(), small_data(), "tpgm", out=sys.argv[1], progress=False, **settings)
+TPGMEachStep.after_step = slow
+settings = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "checkpoint_seconds": 0}
+tpgm.finetune(small_start(), small_data(), "tpgm", out=sys.argv[1], progress=False, **settings)
 """
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -250,7 +260,8 @@ def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Pa
             break
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    if kill == signal.SIGINT:
+    if kill != signal.SIGKILL:
+        assert f"{kill.name}: stopping after this step; the run is saved" in errors
         assert "stopped between two steps" in errors
     assert (out / "checkpoint.pt").exists()
     assert not (out / "result.json").exists()
@@ -267,38 +278,62 @@ def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Pa
     assert resumed.radii == expected.radii
 
 
+def leave_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a run whose result could not be written."""
+    with monkeypatch.context() as patch:
+        patch.setattr("tpgm.models.save", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run_finetune(small_start(), small_data(), "vanilla", out=folder, progress=False, **FAST)
+
+
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, data = small_start(), small_data()
-    monkeypatch.setattr(_Run, "save", lambda *_: None)  # leaves the checkpoint
-    run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
+    leave_a_checkpoint(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"another run .different: settings"):
         run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **{**FAST, "lr": 1e-3})
     with pytest.raises(ValueError, match="different: preparation"):
         run_finetune(start, data, "vanilla", out=tmp_path, size=24, progress=False, **FAST)
     with pytest.raises(ValueError, match="different: method"):
         run_finetune(start, data, "lp-ft", out=tmp_path, progress=False, **FAST)
-    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be read"):
-        run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short, or with one bit changed anywhere."""
+    start, data = small_start(), small_data()
+    leave_a_checkpoint(tmp_path, monkeypatch)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    damaged = [whole[:1000], whole[:5], b""]
+    for position in torch.randint(0, 8 * len(whole), (100,), generator=generator).tolist():
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << position % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path} .*delete {path} to begin again"):
+            run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
+    path.write_bytes(whole)
+    run_finetune(start, data, "vanilla", out=tmp_path, progress=False, **FAST)
 
 
 # --- things go wrong
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_full_disk_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, data = small_start(), small_data()
     expected = run_finetune(start, data, "tpgm", progress=False, **settings("tpgm"))
     with monkeypatch.context() as patch:
-
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        patch.setattr("tpgm.models.save", full)
+        patch.setattr("tpgm.models.save", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
     assert (tmp_path / "checkpoint.pt").exists()
     trained = []
-    monkeypatch.setattr(_Run, "_after_step", lambda *_: trained.append(1))
+    monkeypatch.setattr(TPGMEachStep, "after_step", lambda *_: trained.append(1))
     again = run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
     assert not trained  # only the tests and the files were repeated
     assert again.radii == expected.radii
@@ -313,10 +348,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_a_checkpoint_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, *_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt: No space left"):
         run_finetune(small_start(), small_data(), "vanilla", out=tmp_path, progress=False, **FAST)
     assert list(tmp_path.iterdir()) == []
@@ -394,3 +426,55 @@ def test_a_head_with_an_anchor_is_constrained_too(method: str) -> None:
 def test_partial_pattern_that_matches_nothing() -> None:
     with pytest.raises(ValueError, match="matches no parameter"):
         run_finetune(small_start(), small_data(), "partial", progress=False, train=("layer9.*",))
+
+
+# --- beside others
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with own_folder(tmp_path), pytest.raises(RuntimeError, match=f"another run is using {tmp_path}"):
+        run_finetune(small_start(), small_data(), "vanilla", out=tmp_path, progress=False, **FAST)
+    run_finetune(small_start(), small_data(), "vanilla", out=tmp_path, progress=False, **FAST)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"cannot write into {out}"):
+            run_finetune(small_start(), small_data(), "vanilla", out=out, progress=False, **FAST)
+
+
+def test_accelerates_state_is_left_as_it_was() -> None:
+    """An Accelerator made before a run still prepares and trains after it."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    run_finetune(small_start(), small_data(), "vanilla", progress=False, precision="bf16", **FAST)
+    net = accelerator.prepare(nn.Linear(2, 1))
+    accelerator.backward(net(torch.ones(1, 2)).sum())
+    assert accelerator.mixed_precision == "no"
+    assert net.weight.grad is not None
+
+
+# --- methods from outside
+
+
+def test_a_method_of_ones_own_is_trained_by_name_and_as_an_object() -> None:
+    names: dict[str, Any] = {}
+    page = (Path(__file__).parent.parent / "book" / "add_a_method.md").read_text(encoding="utf8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:1]
+    try:
+        exec(compile(block, "add_a_method.md", "exec", dont_inherit=True), names)
+        start, data = small_start(), small_data()
+        result = run_finetune(start, data, "pull", progress=False, **FAST)
+        assert result.method == "pull"
+        assert result.settings["rate"] == 0.01
+        free = run_finetune(start, data, "vanilla", progress=False, **FAST)
+        strong = run_finetune(start, data, METHODS["pull"](rate=1.0, **FAST), progress=False)
+        far, near, none = (
+            sum((r.model.get_parameter(n) - a).square().sum().item() for n, a in start.anchor.items())
+            for r in (free, result, strong)
+        )
+        assert far > near > none == 0
+        with pytest.raises(ValueError, match=r"rate must be between 0 and 1, got 2\.0"):
+            run_finetune(start, data, "pull", rate=2.0)
+    finally:
+        METHODS.pop("pull", None)

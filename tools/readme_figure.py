@@ -9,7 +9,7 @@ import numpy as np
 
 from tpgm.book.linear import fine_tune
 from tpgm.book.linear.simulation import style_shift
-from tpgm.book.plots.ratios import Case, parabolas
+from tpgm.book.plots.draw_ratios import Case, parabolas
 
 TARGET = Path(__file__).resolve().parent.parent / "book" / "figures" / "two_regimes.png"
 

@@ -10,6 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpgm import __version__
+
 if TYPE_CHECKING:
     from tpgm.data import DataSplits
 
@@ -23,13 +25,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\ntpgm: {stop or 'interrupted'}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if args.debug:
             raise
-        bare = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
-        advice = "; commands that train need more than the core: pip install 'tpgm[train]'" if bare else ""
-        print(f"tpgm: {error}{advice}", file=sys.stderr)
+        print(f"tpgm: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+# what this package raises, with words of its own
+_MEANT = (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError, argparse.ArgumentTypeError)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, and what to do about an error that no part of this package meant to raise."""
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+        return f"{error}; commands that train need more than the core: pip install 'tpgm[train]'"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}): lower batch_size or the image size"
+    if isinstance(error, _MEANT) and str(error):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}; the same command with --debug shows where, please report it"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Robust fine-tuning: TPGM, its relatives and the baselines.",
         epilog="Example: tpgm finetune icons-resnet icons --method tpgm-end --set epochs=3 --out runs/first",
     )
+    parser.add_argument("--version", action="version", version=f"tpgm {__version__}")
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -52,11 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("model", help="a name or file that tpgm.models.load knows")
     finetune.add_argument("data", help="'icons', 'icons:STYLE' (the ID style), or a folder of class folders")
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
-    finetune.add_argument("--out", type=Path, required=True, help="folder for checkpoint and results")
+    finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
     finetune.add_argument("--size", type=int, help="image height and width in pixels (default: the model's own)")
     finetune.add_argument("--train-per-class", type=int, help="icons: at most so many training images of each class")
+    finetune.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="of training between checkpoints (default: 60)",
+    )
     finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
 
@@ -67,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: tpgm pretrain icons-resnet runs/icons-resnet.safetensors",
     )
     pretrain.add_argument("recipe", help="a name of tpgm.training.pretraining.RECIPES: icons-resnet or icons-vit")
-    pretrain.add_argument("out", type=Path, help="the .safetensors file to write; its card goes beside it")
+    pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--epochs", type=int, help="other than the recipe's")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -91,16 +114,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from tpgm.methods import parse, resolve
+    from tpgm.methods import make, parse
     from tpgm.training.loop import finetune
 
-    given = dict(pair(text, "--set") for text in args.set)
+    given = pairs(args.set, "--set")
     settings = {name: parse(args.method, name, value) for name, value in given.items()}
-    resolve(args.method, settings)  # before any data are built
+    make(args.method, settings)  # before any data are built
     if args.size is not None and args.size < 1:
         raise ValueError(f"--size must be at least 1, got {args.size}")
     result = finetune(
-        args.model, _data(args), args.method, out=args.out, size=args.size, progress=not args.quiet, **settings
+        args.model,
+        _data(args),
+        args.method,
+        out=args.out,
+        size=args.size,
+        progress=not args.quiet,
+        checkpoint_seconds=args.checkpoint_seconds,
+        **settings,
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
     print(f"model, result and figure: {args.out}")
@@ -116,7 +146,7 @@ def _data(args: argparse.Namespace) -> DataSplits:
         return data.icons(style or "solid", train_per_class=args.train_per_class)
     if args.train_per_class is not None:
         raise ValueError("--train-per-class goes with the icons only")
-    folders = {name: Path(folder) for name, folder in (pair(text, "--ood") for text in args.ood)}
+    folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
     return data.image_folder(Path(args.data), ood=folders, transform=data.resize_and_crop(args.size or 224))
 
 
@@ -129,14 +159,15 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _methods(args: argparse.Namespace) -> None:
-    from tpgm.methods import METHODS, options
+    from tpgm.methods import METHODS, options, valid_values
 
     if args.method is None:
         for name, method in METHODS.items():
             print(f"{name:14s} {method.about}")
         return
+    valid = valid_values(args.method)
     for name, (default, about) in options(args.method).items():
-        print(f"{name:16s} {default!s:8s} {about}")
+        print(f"{name} = {default}\n    {about}\n    {valid[name]}")
 
 
 def _completion(args: argparse.Namespace) -> None:
@@ -147,11 +178,24 @@ def _completion(args: argparse.Namespace) -> None:
     print(shtab.complete(_parser(), args.shell))
 
 
-def pair(text: str, option: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not (name and separator):
-        raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
-    return name, value
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping. Raises ValueError for one of another form, or a name that comes twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (name and separator):
+            raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
+        if name in found:
+            raise ValueError(f"{option} gives {name} twice ({found[name]!r} and {value!r}): give it once")
+        found[name] = value
+    return found
+
+
+def path(text: str) -> Path:
+    """A path from an argument. Raises argparse.ArgumentTypeError for an empty one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty: name a file or folder, '.' for this one")
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,9 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
+from tpgm._engine.layout import check_parameter
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
 from tpgm.anchor import Anchor, anchor_tensors, match_anchor, zero
+from tpgm.buffers import (
+    Batches,
+    Buffers,
+    FollowingBuffers,
+    Watch,
+    batch_statistics,
+    check_buffers,
+    reestimate,
+    statistics_kept,
+)
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
 from tpgm.projection import Norm, check_norm, row_ratios
 
@@ -60,6 +71,12 @@ class TPGM:
     host's memory; it is streamed to the weights' device in every pass). keep_copy: on a CPU, keep the memory of that
     copy between updates, because fresh memory costs more time there than the arithmetic; False gives it back.
 
+    buffers: what BatchNorm's running statistics do when weights are projected, in `update`, `projected` and `project_`
+    alike. "keep", the published behaviour: they stay as training left them. "reestimate": `update` uses the statistics
+    of the validation batch, and after projecting they are estimated anew from `batches`, by `tpgm.buffers.reestimate`.
+    "move": each floating-point buffer goes back with its own module's mean ratio. None, the default, is "keep" with one
+    warning if there are running statistics that training has changed.
+
     Parameters that are frozen at construction or excluded are left alone, a tied parameter is constrained once, and one
     that has not moved yet gets its radius at the first update after it has. Radii are float32 (float64 for float64
     models); weights may be of any floating-point type.
@@ -83,8 +100,11 @@ class TPGM:
         anchor_dtype: torch.dtype | None = None,
         anchor_device: torch.device | str | None = None,
         keep_copy: bool = True,
+        buffers: Buffers | None = None,
     ) -> None:
         check_norm(norm)
+        if buffers is not None:
+            check_buffers(buffers)
         choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             ("unit", unit, get_args(Unit)),
             ("start", start, get_args(Start)),
@@ -122,6 +142,8 @@ class TPGM:
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
+        for name, p in self._params.items():
+            check_parameter(name, local(p.data))
         self._zero = anchor == "zero"
         if self._zero:
             self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
@@ -132,6 +154,14 @@ class TPGM:
         # computed once: afterwards no process need wait for another
         self._prints = None if self._shards is None else self._shards.fingerprints(self._anchor)
         self._pairs = self._neighbours(groups)
+        self.buffers: Buffers = buffers or "keep"
+        self._following: FollowingBuffers | None = None
+        self._watch: Watch | None = None
+        if buffers == "move":
+            self._following = FollowingBuffers(model, given, list(self._params), exclude)
+            self._following.require()
+        elif buffers is None:
+            self._watch = Watch(model, given, exclude)
 
         first = next(iter(self._params.values()))
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._params.values()) else torch.float32
@@ -233,13 +263,16 @@ class TPGM:
         """
         if not (covers >= 1 and limit > 0):
             raise ValueError(f"covers must be at least 1 and limit above 0, got {covers} and {limit}")
+        self._warn_of_statistics(3)
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
             bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
             raise FloatingPointError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
         hooks = bool(self._fsdp or self._shards)
-        with evaluating(self.model, self._ddp, self._fsdp), self._swapped_in(radii, norms) as unprojected:
+        statistics = batch_statistics(self.model) if self.buffers == "reestimate" else nullcontext()
+        swapped = self._swapped_in(radii, norms)
+        with evaluating(self.model, self._ddp, self._fsdp), statistics, swapped as unprojected:
             products = Products(self._passes, unprojected, self._anchors())
             loss, dots = loss_and_products(closure, list(self._params.values()), products, hooks=hooks)
         slopes = self._radius_gradient(radii, norms, dots)
@@ -264,15 +297,19 @@ class TPGM:
         return value
 
     @torch.no_grad()
-    def project_(self, *, unmoved: bool = False) -> None:
+    def project_(self, *, unmoved: bool = False, batches: Batches | None = None) -> None:
         """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
 
         unmoved: the weights are as they were at the last `update`, whose norms serve again, which more than halves the
         time. Changes that torch counts are noticed and measured; writing to ``p.data`` is not, nor are the steps of
         torch's optimizers with ``fused=True``.
+        batches: with ``buffers="reestimate"``, what running statistics are then estimated from, as for
+        `tpgm.buffers.reestimate`. None leaves them as they are, for a training in train mode that goes on.
         Before the first `update` no radius exists: the weights stay as they are and a warning says so.
         """
         self._refuse_while_swapped("project_")
+        self._check_batches(batches)
+        self._warn_of_statistics(4)  # one frame is the decorator's
         if not self.optimizer.state and bool(self._radii.isinf().all()):
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
         seen = self._measured_at
@@ -285,14 +322,25 @@ class TPGM:
         weights = self._weights()
         self._scale(weights, weights, self._radii.detach(), norms)
         reshard(self._fsdp)
+        if self._following is not None:
+            self._following.move_(self._mean_ratios(self._radii.detach(), norms))
+        if batches is not None:
+            reestimate(self.model, batches)
 
     @contextmanager
-    def projected(self) -> Iterator[None]:
-        """Context under which the model has the projected weights (to evaluate or save it); undone on leaving."""
+    def projected(self, *, batches: Batches | None = None) -> Iterator[None]:
+        """Context under which the model has the projected weights (to evaluate or save it); undone on leaving.
+
+        batches: as in `project_`. Buffers that are moved or estimated anew come back on leaving, too.
+        """
         self._refuse_while_swapped("projected")
+        self._check_batches(batches)
+        self._warn_of_statistics(4)
         norms = self._norms = self._measure()
         self._measured_at = None
-        with self._swapped_in(self._clipped(norms), norms):
+        with self._swapped_in(self._clipped(norms), norms), statistics_kept(self.model):
+            if batches is not None:
+                reestimate(self.model, batches)
             yield
 
     # --- exact resume
@@ -306,6 +354,7 @@ class TPGM:
         return {
             "norm": self.norm,
             "unit": self.unit,
+            "buffers": self.buffers,
             "radii": {name: r.clone() for name, r in zip(self._params, self._radii.detach(), strict=True)},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "norms": None if self._norms is None else [n.clone() for n in self._norms],
@@ -315,7 +364,7 @@ class TPGM:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken. Construct with the same pre-trained weights first.
 
-        Raises ValueError, leaving everything as it was, if the state is of another model, norm, unit or anchor.
+        Raises ValueError, leaving everything as it was, if the state is of another model, anchor, norm, unit or buffers.
         """
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
             raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")
@@ -323,6 +372,8 @@ class TPGM:
             raise ValueError(f"the state has norm {state['norm']!r}, this constraint {self.norm!r}")
         if (unit := state.get("unit", "norm")) != self.unit:
             raise ValueError(f"the state has unit {unit!r}, this constraint {self.unit!r}")
+        if (buffers := state.get("buffers", self.buffers)) != self.buffers:
+            raise ValueError(f"the state has buffers {buffers!r}, this constraint {self.buffers!r}")
         ours, theirs = set(self._params), set(state["radii"])
         if ours != theirs:
             raise ValueError(
@@ -457,9 +508,28 @@ class TPGM:
             raise FloatingPointError(f"the validation loss is {result}; radii and weights are unchanged")
         return result
 
-    def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> AbstractContextManager[list[Tensor]]:
-        """Let the parameters hold the projected weights; yields the unprojected ones."""
-        return self._exchange(lambda outs, weights: self._scale(outs, weights, radii, norms))
+    @contextmanager
+    def _swapped_in(self, radii: Tensor, norms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Let parameters hold the projected weights, and following buffers theirs; yields the unprojected weights."""
+        moved = nullcontext() if self._following is None else self._following.moved(self._mean_ratios(radii, norms))
+        with self._exchange(lambda outs, weights: self._scale(outs, weights, radii, norms)) as unprojected, moved:
+            yield unprojected
+
+    def _check_batches(self, batches: Batches | None) -> None:
+        if batches is not None and self.buffers != "reestimate":
+            raise ValueError(f"batches are for buffers='reestimate', this constraint has buffers={self.buffers!r}")
+
+    def _warn_of_statistics(self, stacklevel: int) -> None:
+        """Once, and only if the user has not chosen."""
+        if self._watch is not None and (name := self._watch.changed()) is not None:
+            self._watch = None
+            warnings.warn(
+                f"the running statistics of BatchNorm ({name}) were changed by training and stay as they are when "
+                "weights are projected. After a projection at the end they are those of other weights: take "
+                "buffers='reestimate' and project_(batches=…) with training batches. Where training in train mode goes "
+                "on after each projection, or to have them kept (the published behaviour), say buffers='keep'",
+                stacklevel=stacklevel,
+            )
 
     def _refuse_while_swapped(self, what: str) -> None:
         if self._exchange.active:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpgm.anchor import anchor_tensors, match_anchor
+from tpgm.buffers import Batches, Buffers, FollowingBuffers, check_buffers, reestimate
 from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,17 +19,33 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @torch.no_grad()
 def interpolate(
-    model: Model, anchor: nn.Module | Mapping[str, Tensor], alpha: float, *, exclude: Sequence[str] = ()
+    model: Model,
+    anchor: nn.Module | Mapping[str, Tensor],
+    alpha: float,
+    *,
+    exclude: Sequence[str] = (),
+    buffers: Buffers | None = None,
+    batches: Batches | None = None,
 ) -> Model:
     """WiSE-FT (arXiv 2109.01903): a copy of the model with weights ``θ⁰ + α (θ − θ⁰)``; the model stays untouched.
 
     anchor: module or state dict with the pre-trained weights θ⁰. alpha: 0 gives the anchor, 1 the model; values
     outside [0, 1] extrapolate. exclude: fnmatch patterns of parameters kept as in `model` (a head without a
-    counterpart). Floating-point buffers (BatchNorm statistics) are interpolated where the anchor has them.
-    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, or an alpha that is not finite.
+    counterpart).
+
+    buffers: what BatchNorm's running statistics become, as in `tpgm.TPGM`. "move": floating-point buffers are
+    interpolated as weights are. "keep": they stay the model's. "reestimate": they are estimated anew from `batches`
+    with the interpolated weights, by `tpgm.buffers.reestimate`. None, the default, is "move" where the anchor has
+    buffers, which is what averaging two state dicts does.
+    Raises ValueError for an anchor that does not fit, a pattern that matches nothing, or an alpha that is not
+    finite, an unknown word for buffers, or batches missing or given in vain.
     """
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be a finite number, got {alpha}")
+    if buffers is not None:
+        check_buffers(buffers)
+    if (batches is not None) != (buffers == "reestimate"):
+        raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
     exclude = as_patterns(exclude, "exclude")
     given = anchor_tensors(anchor, model)
     for pattern in exclude:
@@ -40,8 +57,11 @@ def interpolate(
     targets = dict(aliases(result).items())
     for name, tensor in start.items():
         targets[name].lerp_(tensor.to(targets[name]), 1.0 - alpha)
-    for name, buffer in unwrap(result).named_buffers():
-        own = given.get(canonical(name))
-        if own is not None and buffer.is_floating_point() and not matches(canonical(name), exclude):
-            buffer.lerp_(own.to(buffer), 1.0 - alpha)
+    if buffers in (None, "move"):
+        following = FollowingBuffers(result, given, names, exclude)
+        if buffers == "move":
+            following.require()
+        following.move_(alpha)
+    elif batches is not None:
+        reestimate(result, batches)
     return result

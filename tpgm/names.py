@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # segments that torch's wrappers put into parameter names
@@ -33,6 +33,12 @@ def canonical(name: str) -> str:
 def aliases(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every canonical name of every parameter; a shared (tied) parameter stands under each of its names."""
     return {canonical(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
+
+
+def anchored(model: nn.Module, anchor: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter that stands in `anchor`, a mapping by canonical name, with its anchor."""
+    parameters = aliases(model)
+    return [(parameters[name], tensor) for name, tensor in anchor.items() if name in parameters]
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
+from cycler import cycler
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Okabe-Ito, told apart also in grey and by people with colour-vision deficiency
 ID_COLOR = "#0072B2"
@@ -15,7 +19,7 @@ TPGM_COLOR = "#009E73"
 ANCHOR_COLOR = "#56636B"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#56636B")
 
-_RC = {
+_RC: dict[RcKeyType, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "figure.figsize": (7.0, 3.8),
@@ -26,7 +30,7 @@ _RC = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=list(CYCLE)),
+    "axes.prop_cycle": cycler(color=list(CYCLE)),
     "axes.titlesize": 11,
     "axes.labelsize": 10.5,
     "font.size": 10.5,

@@ -76,10 +76,7 @@ def loss_and_products(
         if not trained:
             raise ValueError("every constrained parameter has been frozen since construction")
         try:
-            if hooks:
-                absent = _by_backward(loss, trained, products)
-            else:
-                absent = _by_grad(loss, trained, products)
+            absent = _by_backward(loss, trained, products) if hooks else _by_grad(loss, trained, products)
         except RuntimeError as error:
             if "second time" in str(error):
                 raise ValueError("closure called backward(): it must only return the loss") from error
@@ -97,7 +94,7 @@ def _by_backward(loss: Tensor, trained: Mapping[int, nn.Parameter], products: Pr
     """Number of parameters without a gradient; also of `_by_grad`."""
     for p in trained.values():
         p.grad = None  # of a backward() in the closure
-    loss.sum().backward()  # type: ignore[no-untyped-call]
+    loss.sum().backward()
     for i, p in trained.items():
         if p.grad is not None:
             products.add(i, part(p.grad, p))
@@ -143,28 +140,36 @@ def hides_gradients(loss: Tensor) -> bool:
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def evaluating(model: nn.Module, ddp: DistributedDataParallel | None, fsdp: Sequence[Fsdp]) -> Iterator[None]:
     """Eval mode, no gradients to add to, no synchronization by DistributedDataParallel; all put back afterwards."""
     reshard(fsdp)
-    modes = [(module, module.training) for module in model.modules()]
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters]
     synchronizing = {}
     if ddp is not None:
         flags = ("require_backward_grad_sync", "require_forward_param_sync")
         synchronizing = {flag: getattr(ddp, flag) for flag in flags}
-    model.eval()
     for p in parameters:
         p.grad = None
     for flag in synchronizing:
         setattr(ddp, flag, False)
     try:
-        with own_pass(fsdp):
+        with eval_mode(model), own_pass(fsdp):
             yield
     finally:
         reshard(fsdp)
-        for module, training in modes:
-            module.training = training
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
         for flag, value in synchronizing.items():

@@ -1,39 +1,73 @@
 """Fast passes over weights and anchor: measure, scale, multiply with the gradient. Their plain twins are in projection.
 
-On a CPU they are machine code that reads every number once (``tpgm._engine.compiled``, where numba is installed).
-Otherwise a tensor is gone through in blocks of rows that stay in cache between one operation and the next; nothing of
-a weight's size is allocated, for fresh memory costs more there than the arithmetic. Elsewhere tensors are laid end
-to end in groups of bounded size, so that the number of kernels does not grow with the number of tensors.
+This module alone chooses how a pass is computed. On a CPU machine code reads every number once
+(``tpgm._engine.numba``, where numba is installed). Otherwise a tensor is gone through in blocks of rows that stay in
+cache between one operation and the next; nothing of a weight's size is allocated, for fresh memory costs more there
+than the arithmetic. Elsewhere tensors are laid end to end in groups of bounded size, so that the number of kernels does
+not grow with the number of tensors. Tensors that a fast way does not fit, by ``layout.fits``, go by the plain twins.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tpgm._engine import compiled
+from tpgm._engine.layout import fits
 from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
 
 BLOCK = 1 << 18  # numbers: of 2¹⁶ to 2²⁰ about the fastest, on one thread and on two
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
 
 Way = Literal["compiled", "grouped", "blocks"]
+WAY: Way | None = None  # forces one way for passes that name none: for tests and measurements
+
+_broken = False  # numba failed, and a warning has said so
+
+
+@cache
+def kernels(dtype: torch.dtype = torch.float32) -> Any:
+    """``tpgm._engine.numba``, ready for this dtype: where numba is installed and TPGM_COMPILED is not 0; else None.
+
+    If the kernels cannot be made, loaded or trusted, a warning says so once and torch's operations serve.
+    """
+    global _broken
+    if _broken or os.environ.get("TPGM_COMPILED", "1") == "0" or find_spec("numba") is None:
+        return None
+    try:
+        module = import_module("tpgm._engine.numba")
+        module.check(dtype)
+    except Exception as error:
+        _broken = True
+        warnings.warn(
+            f"numba's machine code cannot be used ({type(error).__name__}: {str(error)[:200]}); torch's operations do "
+            "the same, more slowly. Delete numba's cache (tpgm/_engine/__pycache__ or ~/.cache/numba), or set "
+            "NUMBA_CACHE_DIR to a folder that can be written; TPGM_COMPILED=0 switches the machine code off.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return module
 
 
 class Passes:
     """The three passes for one norm; keeps its scratch memory, a block for each dtype.
 
-    way: "compiled", on a CPU, where it fits; "grouped", tensors end to end; or "blocks". None, the default, chooses:
-    "grouped" for tensors that are not on a CPU, else "compiled" where it fits, else "blocks".
+    way: "compiled", on a CPU, where it fits; "grouped", tensors end to end; or "blocks". None, the default, chooses
+    (unless ``WAY`` does): "grouped" for tensors that are not on a CPU, else "compiled" where it fits, else "blocks".
     Weights, anchors, gradients and outputs come as sequences in one order; one value a row as tensors of shape (rows,),
     in float32, float64 for float64 weights. An anchor may have another floating-point dtype or device than its weight.
     """
 
     def __init__(self, norm: Norm, way: Way | None = None) -> None:
-        self.norm, self.way = norm, way
+        self.norm, self.way = norm, way or WAY
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
@@ -43,7 +77,7 @@ class Passes:
         for way, run in self._runs(weights, anchors):
             w, a = weights[run], anchors[run]
             if way == "compiled":
-                found += compiled.measure(self.norm, w, a)
+                found += kernels(w[0].dtype).measure(self.norm, w, a)
             elif way == "grouped":
                 delta = self._group_delta(w, a)
                 squares = self.norm == "l2"
@@ -58,10 +92,10 @@ class Passes:
         self, outs: Sequence[Tensor], weights: Sequence[Tensor], anchors: Sequence[Tensor], ratios: Sequence[Tensor]
     ) -> None:
         """``W⁰_i + α_i (W_i − W⁰_i)`` into `outs`, which may be the weights; rows with ratio 1 keep their bits."""
-        for way, run in self._runs(weights, anchors, outs):
+        for way, run in self._runs(outs, weights, anchors):
             into, w, a, alpha = outs[run], weights[run], anchors[run], ratios[run]
             if way == "compiled":
-                compiled.scale(self.norm, into, w, a, alpha)
+                kernels(w[0].dtype).scale(self.norm, into, w, a, alpha)
             elif way == "grouped":
                 self._scale_group(into, w, a, alpha)
             else:
@@ -76,7 +110,7 @@ class Passes:
         for way, run in self._runs(weights, anchors, gradients):
             g, w, a = gradients[run], weights[run], anchors[run]
             if way == "compiled":
-                found += compiled.dots(self.norm, [y for y in g if y is not None], w, a)
+                found += kernels(w[0].dtype).dots(self.norm, [y for y in g if y is not None], w, a)
             elif way == "grouped":
                 dense = [torch.zeros_like(x) if y is None else _dense(y) for x, y in zip(w, g, strict=True)]
                 found += self._group_rows(self._group_delta(w, a).mul_(_end_to_end(dense)), w)
@@ -97,7 +131,7 @@ class Passes:
         displacements: in float32, or float64 for float64 weights; written to.
         """
         products, norms = list[Tensor](), list[Tensor]()
-        for way, run in self._runs(weights, anchors, displacements, gradients):
+        for way, run in self._runs(displacements, weights, anchors, gradients):
             g, d, w, a = gradients[run], displacements[run], weights[run], anchors[run]
             if way == "grouped":
                 products += self._group_rows(_end_to_end(d).mul_(_end_to_end(g)), w)
@@ -194,17 +228,18 @@ class Passes:
     def _blocked(self, *tensors: Tensor) -> list[Tensor] | None:
         """Each tensor as (rows, columns) in the order of its memory; None unless all lie alike, rows together."""
         first = tensors[0]
-        if not first.numel():
-            return None
-        for t in tensors:
-            if t.device.type != "cpu" or t.stride() != first.stride() or t.shape != first.shape:
-                return None
-        last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
-        if not (first.is_contiguous() or last):
+        if first.device.type != "cpu" or not self._fit(*tensors):
             return None
         rows = first.shape[0] if self.norm == "mars" and first.dim() > 1 else 1
         columns = first.numel() // rows
         return [t.as_strided((rows, columns), (columns, 1)) for t in tensors]
+
+    def _fit(self, written: Tensor, *read: Tensor | None) -> bool:
+        """Whether each is a block of memory, all in one order, in which every row is a block."""
+        if not fits(written, *read):
+            return False
+        rows = written.shape[0] if self.norm == "mars" and written.dim() > 1 else 1
+        return rows == 1 or written.stride(0) * rows == written.numel()
 
     def _blocks(self, views: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
         rows, columns = views[0].shape
@@ -231,32 +266,34 @@ class Passes:
     # --- many tensors at once
 
     def _runs(
-        self, weights: Sequence[Tensor], anchors: Sequence[Tensor], *others: Sequence[Tensor | None]
+        self, written: Sequence[Tensor], *read: Sequence[Tensor] | Sequence[Tensor | None]
     ) -> Iterator[tuple[Way, slice]]:
         """Neighbouring tensors to be taken together, in one way; single ones for "blocks"."""
         start = 0
-        while start < len(weights):
-            first = weights[start]
-            way, size = self._way(*(x[start] for x in (weights, anchors, *others))), first.numel()
+        while start < len(written):
+            first = written[start]
+            way, size = self._way(first, *(x[start] for x in read)), first.numel()
             end = start + 1
-            while way != "blocks" and end < len(weights):
-                next_ = weights[end]
+            while way != "blocks" and end < len(written):
+                next_ = written[end]
                 size += next_.numel()
                 if (next_.device, next_.dtype) != (first.device, first.dtype) or (way == "grouped" and size > GROUP):
                     break
-                if self._way(*(x[end] for x in (weights, anchors, *others))) != way:
+                if self._way(next_, *(x[end] for x in read)) != way:
                     break
                 end += 1
             yield way, slice(start, end)
             start = end
 
-    def _way(self, *tensors: Tensor | None) -> Way:
-        weight = tensors[0]
-        if weight is None:
-            return "blocks"
-        if self.way == "grouped" or (self.way is None and weight.device.type != "cpu"):
+    def _way(self, written: Tensor, *read: Tensor | None) -> Way:
+        if self.way == "grouped" or (self.way is None and written.device.type != "cpu"):
             return "grouped"
-        return "compiled" if self.way != "blocks" and compiled.fit(*tensors) else "blocks"
+        dtype = written.dtype
+        if self.way == "blocks" or written.device.type != "cpu" or dtype not in (torch.float32, torch.float64):
+            return "blocks"
+        if any(t is None or t.dtype != dtype for t in read) or not self._fit(written, *read):
+            return "blocks"
+        return "compiled" if not torch.compiler.is_compiling() and kernels(dtype) is not None else "blocks"
 
     def _group_delta(self, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
         return upcast(_end_to_end(weights)).sub_(_end_to_end(anchors).to(weights[0].device, non_blocking=True))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tpgm.cli import pair
+from tpgm.cli import pairs
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -139,7 +139,7 @@ def _experiment(args: argparse.Namespace) -> None:
         count = protocol.run_all(part, regime, args.out, labels=args.label, store=args.store)
         print(f"{count} runs, rows in {args.out}")
         return
-    config = experiment.parse(dict(pair(text, "a configuration") for text in args.config))
+    config = experiment.parse(pairs(args.config, "a configuration"))
     rows = experiment.read(args.out) if args.out.exists() else []
     if not experiment.missing([config], rows):
         print(f"{args.out} has this row already")

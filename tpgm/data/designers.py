@@ -12,10 +12,8 @@ SHARES = (0.5, 0.2, 0.3)
 
 def designer(author: str) -> str:
     """The designer's name, one for all who share drawings (a set redrawn or extended under another name)."""
-    for group in concepts()["same_designer"]:
-        if author in group:
-            return group[0]
-    return author
+    groups: list[list[str]] = concepts()["same_designer"]
+    return next((group[0] for group in groups if author in group), author)
 
 
 def designer_splits() -> dict[str, str]:

@@ -16,7 +16,8 @@ def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
     from torchvision.transforms import v2
 
     resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+    chain: Callable[[Any], Any] = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+    return chain
 
 
 def image_folder(

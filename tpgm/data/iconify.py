@@ -48,7 +48,8 @@ class Icon:
 @cache
 def concepts() -> Mapping[str, Any]:
     """The word lists of ``icon_concepts.json``: classes and their words, style words, licences, the pinned source."""
-    return json.loads(files("tpgm.data").joinpath("icon_concepts.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(files("tpgm.data").joinpath("icon_concepts.json").read_text(encoding="utf-8"))
+    return found
 
 
 def class_of_word(subset: Subset) -> dict[str, str]:
@@ -87,7 +88,9 @@ def read_package(path: Path, subset: Subset) -> tuple[list[Icon], dict[str, Icon
                 is_set = member.name.startswith("package/json/") and member.name.endswith(".json")
                 if not member.isfile() or not (is_set or member.name == "package/collections.json"):
                     continue
-                content = json.load(archive.extractfile(member))
+                file = archive.extractfile(member)
+                assert file is not None  # it is only for members that are no files
+                content = json.load(file)
                 if is_set:
                     icons += _icons_of(content, words)
                 else:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -133,7 +133,7 @@ def icons_upstream(*, source: str | Path | None = None, progress: bool = True) -
     keys = data.keys()
     train, val = hold_out(data.labels[index].tolist(), [keys[i] for i in index.tolist()], 0.1, seed=0)
     parts = [ImageArray(data.images[i], data.labels[i]) for i in (index[train], index[val], test)]
-    return DataSplits("icons-upstream", "all", data.class_names, *parts, {})
+    return DataSplits("icons-upstream", "all", data.class_names, parts[0], parts[1], parts[2], {})
 
 
 def icon_collection(
@@ -162,7 +162,8 @@ def _build_file(folder: Path, subset: Subset, source: str | Path | None, progres
             f"{tarball}: no such file; give the tarball of {package['npm_package']} {package['version']}"
         )
     verify_integrity(tarball, package["integrity"])
-    arrays = build(tarball, subset, designer_splits(), progress=progress)
+    # Any: the type that NumPy gives this writer takes every name for one of its own options
+    arrays: dict[str, Any] = dict(build(tarball, subset, designer_splits(), progress=progress))
     built = folder / "built.npz"
     np.savez_compressed(built, **arrays)
     return built
@@ -176,7 +177,8 @@ def version_of(distribution: str) -> str:
 @lru_cache(maxsize=1)
 def published() -> dict[str, str]:
     """The SHA-256 of the arrays of each subset, and the version of the renderer they were made with."""
-    return json.loads(files("tpgm.data").joinpath("icon_checksums.json").read_text(encoding="utf-8"))
+    found: dict[str, str] = json.loads(files("tpgm.data").joinpath("icon_checksums.json").read_text(encoding="utf-8"))
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -209,11 +211,14 @@ def _collection(arrays: dict[str, np.ndarray]) -> IconCollection:
         array = arrays[name]
         digest.update("\n".join(array.flatten()).encode() if array.dtype.kind == "U" else array.tobytes())
     index = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in ("labels", "domains", "splits", "sets")}
+    sets = []
+    for prefix, name, author, url, terms, terms_url, category, palette, count in arrays["set_info"].tolist():
+        sets.append(IconSet(prefix, name, author, url, terms, terms_url, category, palette == "True", int(count)))
     return IconCollection(
         images=torch.from_numpy(arrays["images"]),
         names=tuple(arrays["names"].tolist()),
         class_names=tuple(arrays["class_names"].tolist()),
-        set_info=tuple(IconSet(*row[:6], row[6], row[7] == "True", int(row[8])) for row in arrays["set_info"].tolist()),
+        set_info=tuple(sets),
         checksum=digest.hexdigest(),
         **index,
     )
@@ -243,7 +248,7 @@ def build(tarball: Path, subset: Subset, splits: Mapping[str, str], *, progress:
     present = {icon.concept for icon in rows}
     class_names = [name for name in order if name in present]
     labels = np.array([class_names.index(icon.concept) for icon in rows])
-    unique = np.flatnonzero(first_of_each(pixels, labels))
+    unique = np.flatnonzero(first_of_each(pixels, labels.tolist()))
     rows, pixels, style, labels = [rows[i] for i in unique], pixels[unique], style[unique], labels[unique]
     count = Counter(icon.prefix for icon in rows)
     used = [replace(sets[prefix], count=count[prefix]) for prefix in sorted(count)]

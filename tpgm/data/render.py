@@ -53,7 +53,8 @@ def fill_holes(ink: np.ndarray) -> np.ndarray:
 
 def solidity(ink: np.ndarray) -> np.ndarray:
     """(N, H, W) bool -> (N,) float64: ink over ink with holes filled, 1 without holes (and for no ink at all, 0)."""
-    return ink.sum((1, 2)) / np.maximum(fill_holes(ink).sum((1, 2)), 1)
+    share: np.ndarray = ink.sum((1, 2)) / np.maximum(fill_holes(ink).sum((1, 2)), 1)
+    return share
 
 
 def flat_half(alpha: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,21 @@ from torch.utils.data import Dataset
 FRACTIONS = (1, 5, 10, 20, 50, 100)
 
 
-class ImageArray(Dataset):
+class LabelledData(Protocol):
+    """A map-style data set of ``(input, int label)``: images here, texts in the book.
+
+    labels: (N,) int64; class_subset: (K,) int64, the classes that can occur, or None if all can.
+    """
+
+    labels: Tensor
+    class_subset: Tensor | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+class ImageArray(Dataset[tuple[Tensor, int]]):
     """Images held in memory, so that a batch is one indexing operation: ``data.images[index]``.
 
     images: (N, 3, H, W) uint8, RGB; labels: (N,) int64. Item i is ``(images[i], int(labels[i]))``. Scaling to
@@ -40,7 +54,7 @@ class ImageArray(Dataset):
         return self.images[index], int(self.labels[index])
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset[tuple[Any, int]]):
     """Images on disk, read when asked for.
 
     Item i is ``(transform(image), label)`` with the image as a PIL image in RGB. The default transform of this
@@ -83,17 +97,17 @@ class DataSplits:
     """What a fine-tuning run needs: ID data to train, to choose and to test on, and OOD data to test on only.
 
     name: of the data ("icons", …); id_domain: what the ID data are ("solid", "real", …). train, val, id_test and
-    every value of ood_tests are map-style data sets of ``(image, int label)`` with the attributes ``labels``
-    ((N,) int64) and ``class_subset``; labels index class_names. Nothing that is chosen may look at ood_tests.
+    every value of ood_tests are map-style data sets with labels that index class_names: :class:`ImageArray` or
+    :class:`ImageFiles`. Nothing that is chosen may look at ood_tests.
     """
 
     name: str
     id_domain: str
     class_names: tuple[str, ...]
-    train: ImageArray | ImageFiles
-    val: ImageArray | ImageFiles
-    id_test: ImageArray | ImageFiles
-    ood_tests: Mapping[str, ImageArray | ImageFiles]
+    train: LabelledData
+    val: LabelledData
+    id_test: LabelledData
+    ood_tests: Mapping[str, LabelledData]
 
     def __post_init__(self) -> None:
         for part, data in {"train": self.train, "val": self.val, "id_test": self.id_test, **self.ood_tests}.items():

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tpgm.anchor import Anchor
+from tpgm.buffers import reestimate
 from tpgm.constraint import TPGM
-from tpgm.names import blocks
+from tpgm.names import aliases, blocks, canonical
 from tpgm.training.batches import derive, index_batches
 
+BATCHES = 100  # of training data, from which running statistics are estimated when training ends
 Log = Literal["blocks", "tensors", "nothing"]
 
 
@@ -83,6 +85,18 @@ class Driver:
         if self.updated:
             constraint.project_()
 
+    def finish(self, passes: Callable[[], Any]) -> None:
+        """To be called when training has ended. passes: forward passes of the model on `BATCHES` training batches."""
+        constraint = self.constraint
+        if constraint is not None and constraint.buffers == "reestimate":
+            reestimate(constraint.model, passes)
+
+    def anchor(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `copied` gave, with the constraint's own copy of the weights in place of another."""
+        assert self.constraint is not None
+        parameters = aliases(self.constraint.model)
+        return {n: t for n, t in given.items() if canonical(n) not in parameters} | self.constraint.anchor
+
     def state(self) -> dict[str, Any]:
         """Plain containers, numbers and tensors: the constraint's state and how far it is."""
         assert self.constraint is not None
@@ -102,6 +116,10 @@ class Driver:
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
-    """The model's trainable parameters of this moment, by name: the anchor unless the user gives one."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: p.detach().clone() for name, p in named if p.requires_grad}
+    """The model's trainable parameters and floating-point buffers of this moment: the anchor unless one is given."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: p.detach().clone() for name, p in parameters.items() if p.requires_grad}
+    for name, tensor in model.state_dict().items():
+        if name not in parameters and isinstance(tensor, Tensor) and tensor.is_floating_point():
+            found[name] = tensor.detach().clone()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from tpgm.anchor import Anchor
-from tpgm.integrations.driver import Batches, Driver, Log, copied
+from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import CombinedLoader
 except ImportError as error:
     raise ImportError("this needs lightning: pip install 'tpgm[lightning]'") from error
 
@@ -34,7 +35,9 @@ class TPGMCallback(Callback):
     radii; the weights are projected after each. updates: how many at a time. batch_size, collate: of validation
     batches. log: mean ratios for "blocks" or "tensors" or "nothing", every ``log_every_n_steps`` optimizer steps to
     all loggers of the Trainer, as ``tpgm/ratio/…``. seed: of the order of the validation data. settings: as for
-    `tpgm.TPGM`. ``constraint`` is that object, once training has begun.
+    `tpgm.TPGM`. ``constraint`` is that object, once training has begun. With ``buffers="reestimate"`` running
+    statistics are estimated anew when training ends, by `loss` on the Trainer's first 100 training batches; checkpoints
+    written before that have those of training.
 
     Radii are in Lightning's checkpoints and come back with ``fit(ckpt_path=…)``. Under DDP the gradients of the radii
     are averaged over the processes. Sharded strategies (FSDP, DeepSpeed) are not supported.
@@ -57,7 +60,7 @@ class TPGMCallback(Callback):
         self.driver = Driver(every, updates, log, settings)
         self._batches = Batches(validation, collate, batch_size, seed)
         self._loss = loss
-        self._anchor: Anchor | None = settings.get("anchor")
+        self._anchor: Any = settings.get("anchor")
         self._seen = 0
 
     @property
@@ -86,7 +89,7 @@ class TPGMCallback(Callback):
         assert self._anchor is not None
         self.driver.start(model, self._anchor, loss)
         if "anchor" not in self.driver.settings:
-            self._anchor = self.constraint.anchor  # one copy is enough
+            self._anchor = self.driver.anchor(self._anchor)  # one copy is enough
         self._seen = trainer.global_step
 
     def on_train_batch_end(
@@ -99,6 +102,13 @@ class TPGMCallback(Callback):
         if trainer.loggers and self.driver.steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(self.driver.metrics(), step=trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def passes() -> None:
+            for batch, *_ in itertools.islice(CombinedLoader(trainer.train_dataloader), BATCHES):
+                self._loss(pl_module, pl_module.transfer_batch_to_device(batch, pl_module.device, 0))
+
+        self.driver.finish(passes)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.driver.constraint is None else self.driver.state()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from tpgm.integrations.driver import Batches, Driver, Log, copied
+from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 
 try:
     from accelerate.utils import send_to_device
@@ -36,7 +37,8 @@ class TPGMCallback(TrainerCallback, ExportableState):
     are projected after each. updates: how many at a time. batch_size: of validation batches, by default the Trainer's
     for evaluation. log: mean ratios for "blocks" or "tensors" or "nothing", whenever the Trainer logs its loss, to
     whatever it reports to, as ``tpgm/ratio/…``. settings: as for `tpgm.TPGM`. ``constraint`` is that object, once
-    training has begun.
+    training has begun. With ``buffers="reestimate"`` running statistics are estimated anew when training ends, by
+    forward passes on the Trainer's first 100 training batches; checkpoints written before that have those of training.
 
     Radii are in the Trainer's checkpoints (``trainer_state.json``) and come back with ``resume_from_checkpoint``.
     Raises ValueError for settings that cannot be, TypeError for validation data without length or index;
@@ -109,10 +111,22 @@ class TPGMCallback(TrainerCallback, ExportableState):
             self.driver.saved = _decoded(text)
         self.driver.start(self.trainer.model_wrapped, self._anchor, self._loss())
         if "anchor" not in self.driver.settings:
-            self._anchor = self.constraint.anchor  # one copy is enough
+            self._anchor = self.driver.anchor(self._anchor)  # one copy is enough
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.driver.after_step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = self.trainer
+
+        def passes() -> None:
+            for batch in itertools.islice(trainer.get_train_dataloader(), BATCHES):
+                with trainer.compute_loss_context_manager():
+                    trainer.compute_loss(trainer.model_wrapped, send_to_device(batch, args.device))
+
+        self.driver.finish(passes)
 
     def on_log(
         self,

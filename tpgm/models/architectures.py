@@ -47,7 +47,8 @@ class Tower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.tower(images)
-        return self.head(normalize(features, dim=-1) if self.unit else features)
+        logits: Tensor = self.head(normalize(features, dim=-1) if self.unit else features)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,21 @@ class Architecture:
     def build(self, classes: int) -> nn.Module:
         """The model with random weights. Raises ValueError for an unknown name, ImportError for a missing package."""
         source, _, name = self.name.partition("/")
+        model: nn.Module
         if source == "timm":
-            return need("timm").create_model(timm_name(name), num_classes=classes, **self.options)
-        if source == "torchvision":
-            return need("torchvision.models").get_model(torchvision_name(name), num_classes=classes, **self.options)
-        if source == "open_clip":
-            return _open_clip_tower(name, classes, **self.options)
-        if self.name == "clip-resnet50":
-            return Tower(need("timm").create_model("resnet50_clip", num_classes=1024), 1024, classes, False)
-        if self.name == "icons-vit":
-            return icons_vit(classes, **self.options)
-        raise unknown(
-            "architecture", self.name, ["clip-resnet50", "icons-vit", "timm/resnet50", "torchvision/resnet50"]
-        )
+            model = need("timm").create_model(timm_name(name), num_classes=classes, **self.options)
+        elif source == "torchvision":
+            model = need("torchvision.models").get_model(torchvision_name(name), num_classes=classes, **self.options)
+        elif source == "open_clip":
+            model = _open_clip_tower(name, classes, **self.options)
+        elif self.name == "clip-resnet50":
+            model = Tower(need("timm").create_model("resnet50_clip", num_classes=1024), 1024, classes, False)
+        elif self.name == "icons-vit":
+            model = icons_vit(classes, **self.options)
+        else:
+            known = ["clip-resnet50", "icons-vit", "timm/resnet50", "torchvision/resnet50"]
+            raise unknown("architecture", self.name, known)
+        return model
 
 
 def timm_name(name: str) -> str:
@@ -106,7 +109,7 @@ def head_of(model: nn.Module) -> str:
         return told
     if told is not None:
         raise ValueError(f"a model with several classifiers ({', '.join(told)}) is not supported")
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError("the model has no linear layer that could be its classifier")
     return linear[-1]
@@ -129,7 +132,7 @@ def icons_vit(classes: int, size: int = 64, width: int = 128, depth: int = 6, he
     stem = hybrid.ConvStem(
         channels=(width // 4, width // 2, width), norm_layer=need("timm.layers").LayerNorm2d, act_layer=nn.GELU
     )
-    return vit.VisionTransformer(
+    model: nn.Module = vit.VisionTransformer(
         img_size=size,
         patch_size=1,  # of the stem's output
         embed_dim=width,
@@ -139,6 +142,7 @@ def icons_vit(classes: int, size: int = 64, width: int = 128, depth: int = 6, he
         dynamic_img_size=True,
         embed_layer=partial(hybrid.HybridEmbed, backbone=stem, proj=False),
     )
+    return model
 
 
 def _open_clip_tower(name: str, classes: int, unit: bool = False, size: int | None = None) -> nn.Module:

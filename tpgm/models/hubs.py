@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from tpgm.data.preparation import Preparation
-from tpgm.models.architectures import Architecture, need, timm_name, torchvision_name
-from tpgm.models.pretrained import Pretrained, filled, preparation_of
+from tpgm.models.architectures import Architecture, need, preparation_of, timm_name, torchvision_name
+from tpgm.models.pretrained import Pretrained, filled
 
 OFFLINE = ("efficientnet-lite0", "icons-resnet", "icons-vit")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tpgm.models.architectures import Architecture, need, unknown
+from tpgm.models.architectures import Architecture, need, preparation_of, unknown
 from tpgm.models.checkpoints import load_checkpoint
 from tpgm.models.clip import load_open_clip
 from tpgm.models.hubs import OFFLINE, imagenet_names, load_timm, load_torchvision
-from tpgm.models.pretrained import Pretrained, filled, preparation_of
+from tpgm.models.pretrained import Pretrained, filled
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 

@@ -71,7 +71,9 @@ def _pixels(image: Image | str | Path, size: int) -> Tensor:
         except OSError as error:
             raise OSError(f"cannot read the image {image}: {error}") from error
     rgba = image.convert("RGBA")
-    return resize_and_crop(size)(images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    on_white = images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    pixels: Tensor = resize_and_crop(size)(on_white)
+    return pixels
 
 
 def filled(
@@ -89,22 +91,25 @@ def filled(
     num_classes: of a new head; None keeps the head that `tensors` has. Raises ValueError listing tensors that are
     missing, unexpected or of another shape.
     """
-    own = architecture if isinstance(architecture, nn.Module) else None
-    model = own if own is not None else architecture.build(num_classes or 1)
+    plan = None if isinstance(architecture, nn.Module) else architecture
+    model = architecture if isinstance(architecture, nn.Module) else architecture.build(num_classes or 1)
     head = head or head_of(model)
     weight = tensors.get(f"{head}.weight")
-    if num_classes is None and weight is None:
+    if num_classes is not None:
+        classes = num_classes
+    elif weight is not None:
+        classes = len(weight)
+    else:
         raise ValueError(
             f"{name} has no classifier of its own ({head}.weight is not among its tensors): give num_classes for a "
             "new one"
         )
-    classes = len(weight) if num_classes is None else num_classes
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names for {classes} classes")
-    if own is None and num_classes is None:
-        model = architecture.build(classes)
+    if plan is not None and num_classes is None:
+        model = plan.build(classes)
     exclude = () if num_classes is None else (f"{head}.*",)
-    if own is not None and (found := len(own.get_parameter(f"{head}.weight"))) != classes:
+    if plan is None and (found := len(model.get_parameter(f"{head}.weight"))) != classes:
         raise ValueError(f"the given module's {head} has {found} outputs for {classes} classes")
     given = {n: t for n, t in tensors.items() if num_classes is None or not n.startswith(f"{head}.")}
     load_tensors(name, model, given, skip=head if exclude else None)
@@ -117,7 +122,7 @@ def filled(
         preparation=preparation or preparation_of(model),
         head=head,
         class_names=class_names,
-        architecture=None if own is not None else architecture,
+        architecture=plan,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tpgm._engine import compiled, sharded
+from tpgm._engine import sharded
+from tpgm._engine.layout import check_parameter, dense, fits, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import zero
 from tpgm.projection import Norm
@@ -30,6 +31,10 @@ class AnchoredOptimizer(Optimizer):
     tensors in the order of the parameters; a mapping from parameter names, for named parameters (a state dict will do:
     entries of no parameter are ignored); "zero", the origin, which keeps no copy (factors of an adapter); False, no
     constraint (a new head).
+
+    Parameters may lie in memory as they like (slices, transposed, with gaps): what torch's fused kernels cannot take is
+    stepped in a dense copy. A parameter with several elements in one place, or an anchor in the parameter's own memory,
+    raises ValueError.
 
     Of parameters sharded over processes (DTensor, as of ``fully_shard``) each process keeps and steps its own part;
     anchors may be whole tensors or sharded alike. What is said of a tensor or its rows is said of the whole ones: every
@@ -59,8 +64,10 @@ class AnchoredOptimizer(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters; without an "anchor" of its own it is anchored where it is now.
 
-        Raises ValueError for settings that cannot be and for anchors that do not fit, TypeError for parameters sharded
-        in another way than by ``fully_shard`` or with the placements Shard and Replicate; nothing is added then.
+        Raises ValueError for settings that cannot be, for anchors that do not fit or share memory with their parameter,
+        and for parameters that are sparse or have several elements in one place of memory. Raises TypeError for
+        parameters sharded in another way than by ``fully_shard`` or with the placements Shard and Replicate. Nothing
+        is added then.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -81,16 +88,22 @@ class AnchoredOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient. Returns what `closure` returns, or None without one.
 
-        Raises ValueError for sparse gradients, before any parameter changes.
+        Raises ValueError for a sparse gradient, and for a parameter that has got several elements in one place of
+        memory, before any parameter changes.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        if any(p.grad.layout != torch.strided for p in chain.from_iterable(ready)):
-            raise ValueError("gradients must be dense; build embeddings with sparse=False")
         with torch.no_grad():
+            for group in self.param_groups:
+                for label, p in zip(_labels(group), group["params"], strict=True):
+                    if p.grad is None:
+                        continue
+                    if p.grad.layout != torch.strided:
+                        raise ValueError(f"{label}: gradients must be dense; build embeddings with sparse=False")
+                    check_parameter(label, local(p))
             for group, members in zip(self.param_groups, ready, strict=True):
                 alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
                 for p in members:
@@ -102,7 +115,7 @@ class AnchoredOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` returned: exactly, anchors and settings included.
+        """Load a copy of what ``state_dict()`` returned: exactly, anchors and settings included.
 
         Raises ValueError if a group there is not one of this class or an anchor does not have its parameter's shape.
         """
@@ -120,10 +133,12 @@ class AnchoredOptimizer(Optimizer):
                     f"this is another model's state: parameter {i} is {tuple(p.shape)}, its anchor {shape}"
                 )
         super().load_state_dict(state_dict)
-        # torch casts all state to the parameter's dtype
         for p, state, _ in saved:
-            for name in state.keys() & set(self._wide):
-                self.state[p][name] = state[name].to(p.device, copy=True)
+            for name, value in state.items():
+                if name in self._wide:  # torch casts all state to the parameter's dtype
+                    self.state[p][name] = value.to(p.device, copy=True)
+                elif self.state[p][name] is value:  # torch keeps what need not be cast
+                    self.state[p][name] = copy.deepcopy(value)
 
     def _check(self, group: Group) -> None:
         """Raise ValueError for settings of a group that cannot be."""
@@ -135,7 +150,7 @@ class AnchoredOptimizer(Optimizer):
         grads = [g for p in params if (g := p.grad) is not None]
         self._prepare(group, params, states)
         if not any(map(is_sharded, params)):
-            self._update(group, params, grads, states, None)
+            self._update_dense(group, params, grads, states, None)
             return
         norm = self._norm(group)
         key = (norm, *map(id, params))
@@ -143,7 +158,31 @@ class AnchoredOptimizer(Optimizer):
             self._sharing[key] = Shards({str(i): p for i, p in enumerate(params)}, norm)
         grads = [part(g, p) for g, p in zip(grads, params, strict=True)]
         states = [{name: local(value) for name, value in s.items()} for s in states]
-        self._update(group, [local(p) for p in params], grads, states, self._sharing[key])
+        self._update_dense(group, [local(p) for p in params], grads, states, self._sharing[key])
+
+    def _update_dense(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
+    ) -> None:
+        """The step, in copies where parameter, gradient and state are not blocks of memory in one order.
+
+        torch's fused kernels go over memory number by number, and look at nothing else.
+        """
+        params, grads, states = list(params), list(grads), list(states)
+        back: list[tuple[Tensor, Tensor]] = []
+        for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
+            shaped = [name for name, value in state.items() if name != "anchor" and value.shape == p.shape]
+            apart = g.dtype == p.dtype and g.data_ptr() != p.data_ptr()
+            if apart and fits(p, g, *(state[name] for name in shaped)):
+                continue
+            params[i] = own = p if dense(p) else torch.empty_like(p).copy_(p)
+            grads[i] = torch.empty_like(own).copy_(g)
+            copies = {name: torch.empty_like(own, dtype=state[name].dtype).copy_(state[name]) for name in shaped}
+            states[i] = {**state, **copies}
+            back += [(p, own), *((state[name], new) for name, new in copies.items())]
+        self._update(group, params, grads, states, shards)
+        for old, new in back:
+            if old is not new:
+                old.copy_(new)
 
     @property
     def _sharing(self) -> dict[tuple[Any, ...], Shards]:
@@ -162,7 +201,10 @@ class AnchoredOptimizer(Optimizer):
     def _update(
         self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
     ) -> None:
-        """One step; what has a parameter's shape is the part of it that lies here. State is written in place."""
+        """One step; what has a parameter's shape is the part of it that lies here. State is written in place.
+
+        Parameters, gradients and state, but not anchors, are dense and laid out alike (``layout.fits``).
+        """
         raise NotImplementedError
 
     def _learned(self, value: str) -> Iterator[tuple[str, State]]:
@@ -177,14 +219,20 @@ class AnchoredOptimizer(Optimizer):
                     yield name, state
 
 
+def _labels(group: Group) -> list[str]:
+    """What errors call the parameters of a group."""
+    names: list[str] = group.get("param_names") or [f"parameter {i} of the group" for i in range(len(group["params"]))]
+    return names
+
+
 def _anchors(group: Group) -> list[Tensor]:
     """Copies of a group's anchors in the order of its parameters; none if it is unconstrained."""
-    params, anchor = group["params"], group["anchor"]
-    labels = group.get("param_names", [f"parameter {i} of the group" for i in range(len(params))])
+    params, anchor, labels = group["params"], group["anchor"], _labels(group)
     for label, p in zip(labels, params, strict=True):
         if not p.is_floating_point():
             raise ValueError(f"{label} is {p.dtype}; only real floating-point parameters can be optimized")
         sharded.check_layout(label, p)
+        check_parameter(label, local(p.detach()))
     if anchor is False:
         return []
     if isinstance(anchor, str):
@@ -207,6 +255,11 @@ def _anchors(group: Group) -> list[Tensor]:
         if tensor.shape != p.shape or not tensor.is_floating_point():
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"
+            )
+        if anchor is not None and share_memory(local(p.detach()), local(tensor.detach())):
+            raise ValueError(
+                f"{label}: the anchor shares memory with the parameter and has moved with it; give a copy that clone() "
+                "or copy.deepcopy made before training, or anchor=None for the parameters as they are now"
             )
     return [_copy(p, a.detach()) for p, a in zip(params, tensors, strict=True)]
 
@@ -241,7 +294,7 @@ def adam_state(params: list[Tensor], states: list[State]) -> None:
 
 
 def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
-    """One step of torch's fused AdamW, in place."""
+    """One step of torch's fused AdamW, in place; for tensors that are dense and laid out alike."""
     adamw(
         params,
         grads,
@@ -258,17 +311,6 @@ def adam_step(group: Group, params: list[Tensor], grads: list[Tensor], states: l
         eps=group["eps"],
         maximize=False,
     )
-
-
-def compiled_or_not(
-    params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None, *names: str
-) -> list[tuple[list[Tensor], list[Tensor], list[State]]]:
-    """Those parameters that, with their state called `names`, ``tpgm._engine.compiled`` takes; and the others."""
-    if shards is not None:  # what it adds up over a tensor would have to be added up over processes
-        return [([], [], []), (params, grads, states)]
-    fits = [compiled.fit(p, g, *(s[n] for n in names)) for p, g, s in zip(params, grads, states, strict=True)]
-    wanted: tuple[list[bool], ...] = (fits, [not f for f in fits])
-    return [(list(compress(params, w)), list(compress(grads, w)), list(compress(states, w))) for w in wanted]
 
 
 def adam_scalar(states: list[State], name: str, slopes: Tensor, steps: Tensor, lr: float) -> Tensor:

@@ -75,7 +75,7 @@ class DiGraP(AnchoredOptimizer):
         for p, s in zip(params, states, strict=True):
             if group["anchor"] and "omega" not in s:
                 wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-                s["direction"] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
+                s["direction"] = torch.zeros_like(p, dtype=wide, requires_grad=False)
                 for name, value in (("omega", 1.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
                     s[name] = torch.full((), value, dtype=wide, device=p.device)
 
@@ -99,7 +99,6 @@ class DiGraP(AnchoredOptimizer):
         omegas = adam_scalar(states, "omega", -torch.cat(slopes), steps, group["omega_lr"]).clamp(0.0, 1.0)
         store(states, "omega", omegas)
         removed = (omegas * conflict).unbind()
-        # in the layout of the gradient, on which torch's fused kernels rely
         kept = [
             torch.sub(g, w * s["direction"], out=torch.empty_like(g))
             for g, s, w in zip(grads, states, removed, strict=True)

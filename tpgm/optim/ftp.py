@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from tpgm._engine import compiled
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -20,7 +19,6 @@ from tpgm.optim.anchored import (
     adam_scalar,
     adam_state,
     adam_step,
-    compiled_or_not,
     require,
     require_adam,
     store,
@@ -64,27 +62,9 @@ class TrainableProjection(AnchoredOptimizer):
     def _update(
         self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None
     ) -> None:
-        if not group["anchor"]:
-            self._base_step(group, params, grads, states)
-            return
-        moments = self._moments(group)
-        fused, plain = compiled_or_not(params, grads, states, shards, "anchor", "displacement", *moments)
-        if not moments:  # for which there is no kernel
-            fused, plain = ([], [], []), (params, grads, states)
-        if fused[0]:
-            settings = [*self._settings(group), group["kappa"], group["radius_lr"]]
-            compiled.ftp(*fused, moments, [float(value) for value in settings], group["norm"])
-        if plain[0]:
-            self._base_step(group, *plain)
-            _learn_and_project(group, *plain, shards)
-
-    def _moments(self, group: Group) -> tuple[str, ...]:
-        """Names of the base optimizer's state that has the parameters' shape."""
-        raise NotImplementedError
-
-    def _settings(self, group: Group) -> tuple[Any, ...]:
-        """The base optimizer's five settings, as ``compiled.ftp`` wants them."""
-        raise NotImplementedError
+        self._base_step(group, params, grads, states)
+        if group["anchor"]:
+            _learn_and_project(group, params, grads, states, shards)
 
     def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
         """What the base optimizer keeps, made where it is not there yet."""
@@ -179,12 +159,6 @@ class SGDP(TrainableProjection):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov needs a momentum above 0; without momentum give nesterov=False")
 
-    def _moments(self, group: Group) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] else ()
-
-    def _settings(self, group: Group) -> tuple[Any, ...]:
-        return group["lr"], group["weight_decay"], group["momentum"], group["nesterov"], 0
-
     def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
         for p, s in zip(params, states, strict=True):
             if "step" not in s:
@@ -238,12 +212,6 @@ class AdamP(TrainableProjection):
     def _check(self, group: Group) -> None:
         super()._check(group)
         require_adam(group)
-
-    def _moments(self, group: Group) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
-
-    def _settings(self, group: Group) -> tuple[Any, ...]:
-        return group["lr"], group["weight_decay"], *group["betas"], group["eps"]
 
     def _base_state(self, group: Group, params: list[Tensor], states: list[State]) -> None:
         adam_state(params, states)

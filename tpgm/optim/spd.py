@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpgm._engine import compiled
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -18,7 +17,6 @@ from tpgm.optim.anchored import (
     Group,
     State,
     adam_step,
-    compiled_or_not,
     require,
     require_adam,
 )
@@ -64,31 +62,21 @@ class AdamSPD(AnchoredOptimizer):
         if not (group["anchor"] and group["strength"]):
             adam_step(group, params, grads, states)
             return
-        fused, plain = compiled_or_not(params, grads, states, shards, "anchor", "exp_avg", "exp_avg_sq")
-        if fused[0]:
-            settings = [group["lr"], group["weight_decay"], *group["betas"], group["eps"], group["strength"]]
-            compiled.spd(*fused, [float(value) for value in settings])
-        if plain[0]:
-            _step(group, *plain, shards)
+        passes, anchors = Passes("l2"), [s["anchor"] for s in states]
+        dots = passes.dots(grads, params, anchors)
+        back = torch.cat(dots if shards is None else shards.add(dots)) > 0
+        # a CPU skips the tensors that Adam moves freely; a GPU would have to wait to know them
+        chosen = back.tolist() if back.device.type == "cpu" else [True] * len(params)
+        pulled, towards = list(compress(params, chosen)), list(compress(anchors, chosen))
 
+        def norms() -> Tensor:
+            found = iter(passes.measure(pulled, towards))
+            own = [next(found) if wanted else dot.new_zeros(1) for wanted, dot in zip(chosen, dots, strict=True)]
+            return torch.cat(own if shards is None else shards.norms(own))
 
-def _step(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State], shards: Shards | None) -> None:
-    """The step by torch's operations."""
-    passes, anchors = Passes("l2"), [s["anchor"] for s in states]
-    dots = passes.dots(grads, params, anchors)
-    back = torch.cat(dots if shards is None else shards.add(dots)) > 0
-    # a CPU skips the tensors that Adam moves freely; a GPU would have to wait to know them
-    chosen = back.tolist() if back.device.type == "cpu" else [True] * len(params)
-    pulled, towards = list(compress(params, chosen)), list(compress(anchors, chosen))
-
-    def norms() -> Tensor:
-        found = iter(passes.measure(pulled, towards))
-        own = [next(found) if wanted else dot.new_zeros(1) for wanted, dot in zip(chosen, dots, strict=True)]
-        return torch.cat(own if shards is None else shards.norms(own))
-
-    before = norms()
-    adam_step(group, params, grads, states)
-    after = norms()
-    growth = torch.where(after > 0, (after - before) / after, 0.0).clamp(0.0, 1.0)
-    ratios = torch.where(back, 1.0 - group["strength"] * growth, 1.0)
-    passes.scale(pulled, pulled, towards, list(compress(torch.split(ratios, 1), chosen)))
+        before = norms()
+        adam_step(group, params, grads, states)
+        after = norms()
+        growth = torch.where(after > 0, (after - before) / after, 0.0).clamp(0.0, 1.0)
+        ratios = torch.where(back, 1.0 - group["strength"] * growth, 1.0)
+        passes.scale(pulled, pulled, towards, list(compress(torch.split(ratios, 1), chosen)))

@@ -29,12 +29,15 @@ class Adam:
     """Adam's direction m̂ / (√v̂ + ε) for one tensor."""
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.betas, self.eps, self.t, self.m, self.v = betas, eps, 0, 0.0, 0.0
+        self.betas, self.eps, self.t = betas, eps, 0
+        self.m: Tensor | float = 0.0
+        self.v: Tensor | float = 0.0
 
     def __call__(self, g: Tensor) -> Tensor:
         (b1, b2), self.t = self.betas, self.t + 1
-        self.m, self.v = b1 * self.m + (1 - b1) * g, b2 * self.v + (1 - b2) * g * g
-        return (self.m / (1 - b1**self.t)) / ((self.v / (1 - b2**self.t)).sqrt() + self.eps)
+        self.m = m = b1 * self.m + (1 - b1) * g
+        self.v = v = b2 * self.v + (1 - b2) * g * g
+        return (m / (1 - b1**self.t)) / ((v / (1 - b2**self.t)).sqrt() + self.eps)
 
 
 class Projection:
@@ -145,7 +148,8 @@ def digrap(
 ) -> list[Tensor]:
     """DiGraP (arXiv 2502.15895) in this project's reading: see `tpgm.optim.DiGraP`."""
     start, adams = weights, [Adam(betas, eps) for _ in weights]
-    omegas, omega_adams = [1.0 for _ in weights], [Adam() for _ in weights]
+    omegas: list[Tensor | float] = [1.0 for _ in weights]
+    omega_adams = [Adam() for _ in weights]
     directions = [torch.zeros_like(w) for w in weights]
     for t in range(1, steps + 1):
         grads = gradient(weights, t)

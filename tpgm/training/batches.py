@@ -49,3 +49,14 @@ def read(
         return
     generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
     yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
+
+
+def share(batches: Iterator[list[int]], rank: int, processes: int, pad: bool = True) -> Iterator[list[int]]:
+    """The part of every batch that the process `rank` takes; batches of which it gets nothing are passed over.
+
+    pad: give every process as many, if need be some of the batch twice, so that their means weigh the same.
+    """
+    for index in batches:
+        short = -len(index) % processes if pad else 0
+        if mine := (index + (index * short)[:short])[rank::processes]:
+            yield mine

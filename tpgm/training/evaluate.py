@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -22,6 +23,13 @@ class Accuracy:
     correct: int
     total: int
     confusion: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Accuracy:
+        """From what `count` returned."""
+        if counts.dim() == 1:
+            return cls(int(counts[1]), int(counts.sum()))
+        return cls(int(counts.trace()), int(counts.sum()), tuple(map(tuple, counts.tolist())))
 
     @property
     def value(self) -> float:
@@ -71,6 +79,28 @@ def answers(logits: Tensor, class_subset: Tensor | None = None) -> Tensor:
 def correct_answers(logits: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> Tensor:
     """How many `answers` are right, a scalar int64 tensor. labels: (B,) int64."""
     return (answers(logits, class_subset) == labels).sum()
+
+
+@torch.no_grad()
+def count(
+    net: nn.Module, inputs: Iterable[tuple[Tensor, Tensor]], classes: int, data: Any, device: torch.device
+) -> Tensor:
+    """Answers of a network in eval mode, whose modes are put back: wrong and right ones, shape (2,), int64.
+
+    inputs: (images, labels), on `device`. data: the test set they are of; where it keeps the confusion
+    (`keep_confusion`) the shape is (classes, classes): how many of label i were answered j.
+    """
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    keep = getattr(data, "keep_confusion", False)
+    counts = torch.zeros(classes**2 if keep else 2, dtype=torch.int64, device=device)
+    for x, labels in inputs:
+        found = answers(net(x), data.class_subset)
+        cells = labels * classes + found if keep else (labels == found).long()
+        counts += torch.bincount(cells, minlength=len(counts))
+    for module, training in modes:
+        module.training = training
+    return counts.view(classes, classes) if keep else counts
 
 
 def mean_accuracy(parts: dict[str, Accuracy]) -> float:

@@ -19,6 +19,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 
 from tpgm.data import DOMAINS, DataSplits, ImageArray, icon_collection, icons_upstream
 from tpgm.data.preparation import Preparation
+from tpgm.data.splits import LabelledData
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, head_of, need
 from tpgm.models.pretrained import Pretrained
@@ -105,19 +106,20 @@ def pretrain(
     collection = icon_collection("upstream", source=source, progress=progress)
     _store(path, start, run, collection.checksum, collection.domains[collection.splits == 2])
     path.with_suffix(".checkpoint").unlink()
-    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return card
 
 
 class _Pretraining:
     def __init__(self, name: str, plan: Pretraining, data: DataSplits, seed: int, device: torch.device) -> None:
         self.name, self.plan, self.data, self.seed, self.device = name, plan, data, seed, device
+        self.training, self.validation = _in_memory(data.train), _in_memory(data.val)
         torch.manual_seed(derive(seed, "weights"))
         self.net = plan.architecture.build(len(data.class_names)).to(device)
         matrices = [p for p in self.net.parameters() if p.ndim > 1]
         vectors = [p for p in self.net.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=plan.lr, weight_decay=plan.weight_decay
-        )
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, weight_decay=plan.weight_decay)
         self.epoch, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
 
@@ -127,12 +129,12 @@ class _Pretraining:
         while self.epoch < self.plan.epochs:
             began = time.monotonic()
             size = SMALL_SIZE if self.epoch < self.plan.small_epochs else SIZE
-            count = math.ceil(len(self.data.train) / self.plan.batch_size)
+            count = math.ceil(len(self.training) / self.plan.batch_size)
             bar = tqdm(total=count, desc=f"epoch {self.epoch + 1}/{self.plan.epochs}", disable=not progress)
             loss = self._epoch(size, count, bar)
             self.epoch += 1
             self.seconds += time.monotonic() - began
-            val = accuracy(self.net, self.data.val, size, self.device).value
+            val = accuracy(self.net, self.validation, size, self.device).value
             bar.set_postfix(loss=f"{loss:.3f}", val=f"{100 * val:.1f} %", seconds=f"{self.seconds:.0f}")
             bar.close()
             self.history.append({"size": size, "loss": loss, "val": val})
@@ -150,7 +152,7 @@ class _Pretraining:
     def _epoch(self, size: int, count: int, bar: Any) -> float:
         """One pass over the training data; returns the mean loss."""
         self.net.train()
-        plan, data, total = self.plan, self.data.train, 0.0
+        plan, data, total = self.plan, self.training, 0.0
         batches = index_batches(len(data), plan.batch_size, derive(self.seed, "order"), self.epoch * count)
         for step in range(self.epoch * count, (self.epoch + 1) * count):
             torch.manual_seed(derive(self.seed, "step", step))
@@ -171,7 +173,7 @@ class _Pretraining:
 
     def _identity(self) -> dict[str, Any]:
         plan = asdict(self.plan)
-        return {"recipe": json.dumps(plan), "seed": self.seed, "train": len(self.data.train)}
+        return {"recipe": json.dumps(plan), "seed": self.seed, "train": len(self.training)}
 
     def resume(self, checkpoint: Path) -> None:
         if not checkpoint.exists():
@@ -185,6 +187,12 @@ class _Pretraining:
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
+
+
+def _in_memory(part: LabelledData) -> ImageArray:
+    """The same data, which the icons keep in memory, by their own type."""
+    assert isinstance(part, ImageArray)
+    return part
 
 
 def augmented(images: Tensor, size: int) -> Tensor:
@@ -228,8 +236,7 @@ def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, doma
     """Write weights and card; the accuracies are those of the weights as they are read back."""
     from tpgm.models.loading import load
 
-    test = run.data.id_test
-    assert isinstance(test, ImageArray)
+    test = _in_memory(run.data.id_test)
     full = accuracy(run.net, test, SIZE, run.device)
     save(path, start, run.net, dtype=torch.float16)
     stored = load(path).model.to(run.device)
@@ -249,12 +256,12 @@ def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, doma
             "name": run.data.name,
             "sha256": checksum,
             "classes": len(run.data.class_names),
-            "train": len(run.data.train),
-            "val": len(run.data.val),
+            "train": len(run.training),
+            "val": len(run.validation),
             "test": len(test),
         },
         "accuracy": {
-            "val": asdict(accuracy(stored, run.data.val, SIZE, run.device)),  # type: ignore[arg-type]
+            "val": asdict(accuracy(stored, run.validation, SIZE, run.device)),
             "test": {what: sum(part[what] for part in by_style.values()) for what in ("correct", "total")},
             "test_before_rounding": asdict(full),
             "test_by_style": by_style,

@@ -319,9 +319,10 @@ def read(*paths: str | Path) -> list[Row]:
 
 def key(config: Mapping[str, Any]) -> str:
     """Equal for configurations that compute the same; neither the label counts nor a setting without effect."""
-    full = {k: v for k, v in resolve(config).items() if k != "label"}
-    if full["settings"].get("every") != "auto":
-        full["settings"] = {k: v for k, v in full["settings"].items() if k != "tolerance"}
+    settings = {k: v for k, v in config.get("settings", {}).items() if k != "tolerance"}
+    if settings.get("every") == "auto":  # a schedule that was removed: its rows stay readable
+        return json.dumps({**config, "label": None}, sort_keys=True)
+    full = {k: v for k, v in resolve({**config, "settings": settings}).items() if k != "label"}
     return json.dumps(full, sort_keys=True)
 
 

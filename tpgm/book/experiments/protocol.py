@@ -99,7 +99,6 @@ ABLATIONS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
         "base: MARS, each step": ("tpgm", _BASE_EVERY, {}),
         "norm L2": ("tpgm", {**_BASE_EVERY, "norm": "l2"}, {}),
         "each 4th step": ("tpgm", {**_BASE_EVERY, "every": 4}, {}),
-        "automatic k": ("tpgm", {**_BASE_EVERY, "every": "auto"}, {}),
         "total variation 0.1": ("tpgm", {**_BASE_EVERY, "tv": 0.1}, {}),
         "start without constraint": ("tpgm", {**_BASE_EVERY, "start": "largest"}, {}),
     },

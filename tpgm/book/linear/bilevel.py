@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from tpgm.book.linear.inner import Inner, indicator, norms_by_layer, solve_inner
-from tpgm.book.linear.problem import Array, layer_slices
+from tpgm.book.linear.problem import Array, layer_slices, solve
 
 _AT_RADIUS = 1e-9  # relative distance below which a layer counts as lying on its radius
 
@@ -67,7 +67,7 @@ class Bilevel:
     @property
     def displacement(self) -> Array:
         """``Δ = G⁻¹c``, (d,): where fine-tuning without constraint ends."""
-        return np.linalg.solve(self.gram, self.moment)
+        return solve(self.gram, self.moment)
 
     @property
     def free_radii(self) -> Array:
@@ -83,7 +83,8 @@ class Bilevel:
         """
         inverse = np.linalg.inv(self.gram)
         widest = [np.linalg.eigvalsh(inverse[block, block])[-1] for block in layer_slices(self.sizes)]
-        return self.free_radii + np.sqrt(self.moment @ self.displacement * np.array(widest))
+        largest: Array = self.free_radii + np.sqrt(self.moment @ self.displacement * np.array(widest))
+        return largest
 
     def inner(self, radii: ArrayLike) -> Inner:
         """``w*(γ) − w⁰`` and its multipliers, for radii (…, L)."""
@@ -92,7 +93,8 @@ class Bilevel:
     def outer_loss(self, displacement: ArrayLike) -> Array:
         """``R(v)`` for displacements (…, d)."""
         v = np.asarray(displacement, dtype=np.float64)
-        return np.sum(v * (v @ self.outer_gram - 2 * self.outer_moment), axis=-1) + self.outer_constant
+        loss: Array = np.sum(v * (v @ self.outer_gram - 2 * self.outer_moment), axis=-1) + self.outer_constant
+        return loss
 
     def value(self, radii: ArrayLike) -> Array:
         """``F(γ) = R(w*(γ))`` for radii (…, L): what the exact method minimises."""

@@ -114,10 +114,10 @@ def interval(values: ArrayLike, statistic: str = "mean", seed: int = 0) -> tuple
     """
     if statistic not in ("mean", "median"):
         raise ValueError(f"statistic must be 'mean' or 'median', got {statistic!r}")
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
+    every = np.asarray(values, dtype=np.float64)
+    known = every[~np.isnan(every)]
     measure = np.mean if statistic == "mean" else np.median
     resampled = bootstrap(
-        (values,), measure, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed)
+        (known,), measure, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return float(measure(values)), float(resampled.low), float(resampled.high)
+    return float(measure(known)), float(resampled.low), float(resampled.high)

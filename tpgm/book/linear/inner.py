@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tpgm.book.linear.problem import Array
 
+Rows = NDArray[np.integer[Any]]  # which of many problems
 _FEASIBLE = 1e-13  # relative error of a squared norm on its squared radius at which the solver stops
 
 
@@ -66,13 +67,13 @@ def solve_inner(
     k0 = np.where(free[:, :, None] & free[:, None, :], k0, np.eye(d))
     c = np.broadcast_to(moment, (*lead, d)).reshape(-1, d) * free
 
-    def evaluate(rows: Array, lam: Array) -> tuple[Array, Array, Array]:
+    def evaluate(rows: Rows, lam: Array) -> tuple[Array, Array, Array]:
         """K = G + Λ, v = K⁻¹c and the negative dual cᵀv + λᵀγ²."""
         k = k0[rows] + (lam @ layer.T)[:, :, None] * np.eye(d)
         v = np.linalg.solve(k, c[rows][:, :, None])[:, :, 0]
         return k, v, np.sum(c[rows] * v, axis=1) + np.sum(lam * squared[rows], axis=1)
 
-    def violation(rows: Array, lam: Array, v: Array) -> tuple[Array, Array]:
+    def violation(rows: Rows, lam: Array, v: Array) -> tuple[Array, Array]:
         """The gradient of the dual ‖v_l‖² − γ_l², and the largest relative error in the KKT conditions."""
         excess = np.where(frozen[rows], 0.0, v**2 @ layer - squared[rows])
         error = np.where(lam > 0, np.abs(excess), np.maximum(excess, 0.0)) / squared[rows]

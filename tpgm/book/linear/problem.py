@@ -15,6 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
+def solve(matrix: Array, right: Array) -> Array:
+    """`numpy.linalg.solve`, for which NumPy states no precision: here it is float64."""
+    return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
+
+
 def layer_slices(sizes: tuple[int, ...]) -> list[slice]:
     """Where each layer's coordinates lie in the stacked vector ``(w_1, …, w_L)``."""
     ends = np.cumsum(sizes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,7 +60,8 @@ def solve_outer_qp(h: ArrayLike, b: ArrayLike) -> Array:
     target = vectors[:, kept].T @ (b / unit) / np.sqrt(values[kept])
     # the active-set method ends at the exact minimiser of a face; the tolerance only says when a face is left
     found = lsq_linear(root, target, (np.zeros(len(b)), unit), method="bvls", tol=1e-15)
-    return np.clip(found.x / unit, 0.0, 1.0)
+    ratios: Array = np.clip(found.x / unit, 0.0, 1.0)
+    return ratios
 
 
 def solve_outer_qp_reference(h: ArrayLike, b: ArrayLike) -> Array:
@@ -83,6 +85,15 @@ def solve_outer_qp_reference(h: ArrayLike, b: ArrayLike) -> Array:
 def separable_ratios(h: ArrayLike, b: ArrayLike) -> Array:
     """``clip(b_l / H_ll, 0, 1)``, (L,): the minimiser where ``Σ`` is block-diagonal over layers (statement 1)."""
     return np.clip(np.asarray(b, dtype=np.float64) / np.diag(np.asarray(h, dtype=np.float64)), 0.0, 1.0)
+
+
+class MomentSetting(TypedDict):
+    """What `expected_moments` and `regime_threshold` depend on besides the layer."""
+
+    total: float
+    d: int
+    n: int
+    noise: float
 
 
 def expected_moments(
@@ -134,7 +145,8 @@ def common_ratio_risk(problem: LinearProblem, displacement: ArrayLike, ratios: A
     """``R(α)`` (or ``R'``) along the WiSE-FT line ``w⁰ + αΔ``, the shape of `ratios`: a parabola (statement 3)."""
     h, b = outer_qp(problem, displacement, ood)
     alpha = np.asarray(ratios, dtype=np.float64)
-    return problem.risk(problem.anchor, ood) + alpha**2 * h.sum() - 2 * alpha * b.sum()
+    risk: Array = problem.risk(problem.anchor, ood) + alpha**2 * h.sum() - 2 * alpha * b.sum()
+    return risk
 
 
 def per_layer_gain(h: ArrayLike, b: ArrayLike) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tpgm.book.linear.problem import Array, LinearProblem, displacement_matrix, fine_tune, layer_slices
+from tpgm.book.linear.problem import Array, LinearProblem, displacement_matrix, fine_tune, layer_slices, solve
 from tpgm.book.linear.ratios import expected_moments, layer_norms, outer_qp, regime_threshold, solve_outer_qp
 
 
@@ -68,7 +68,7 @@ def random_displacements(
             if n < len(delta):
                 yield (transposed @ np.linalg.solve(x @ transposed, y[..., None]))[..., 0]
             else:
-                yield np.linalg.solve(transposed @ x, transposed @ y[..., None])[..., 0]
+                yield solve(transposed @ x, transposed @ y[..., None])[..., 0]
 
     return np.concatenate(list(batches()))
 
@@ -82,7 +82,7 @@ def layer_moments(displacements: Array, delta: Array, sizes: tuple[int, ...]) ->
     )
 
 
-def layer_delta(distances: Array, sizes: tuple[int, ...], rng: np.random.Generator) -> Array:
+def layer_delta(distances: ArrayLike, sizes: tuple[int, ...], rng: np.random.Generator) -> Array:
     """``δ``, (d,): a random direction in each layer with ``‖δ_l‖² = s_l``."""
     delta = rng.standard_normal(sum(sizes))
     scale = np.sqrt(np.asarray(distances, dtype=np.float64)) / layer_norms(delta, sizes)
@@ -140,7 +140,7 @@ def learn_ratios(
             if box:
                 yield np.stack([solve_outer_qp(*terms) for terms in zip(h, b[..., 0], strict=True)])
             else:
-                yield np.linalg.solve(h, b)[..., 0]
+                yield solve(h, b)[..., 0]
 
     return np.concatenate(list(batches()))
 
@@ -149,7 +149,8 @@ def excess_risk(problem: LinearProblem, displacement: Array, ratios: Array) -> A
     """``R(α) − R(α°)`` with ``α°`` the unclipped minimiser, for ratios (…, L); needs ``H`` positive definite."""
     h, b = outer_qp(problem, displacement)
     error = ratios - np.linalg.solve(h, b)
-    return np.einsum("...k,kl,...l->...", error, h, error)
+    excess: Array = np.einsum("...k,kl,...l->...", error, h, error)
+    return excess
 
 
 # --- the examples of chapters 3 and 4

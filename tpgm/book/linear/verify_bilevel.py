@@ -8,11 +8,13 @@ own tolerance.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.linalg import null_space
+from torch import Tensor
 
 from tpgm.book.linear.alternation import STEP_SIZE, LinearLayers, end_of_training, hidden_need
 from tpgm.book.linear.bilevel import Bilevel
@@ -34,7 +36,8 @@ def random_spd(rng: np.random.Generator, count: int, d: int) -> Array:
     """(count, d, d) positive definite matrices, eigenvalues log-uniform in [0.1, 10], random eigenvectors."""
     vectors = np.linalg.qr(rng.standard_normal((count, d, d)))[0]
     gram = (vectors * np.exp(rng.uniform(np.log(0.1), np.log(10.0), (count, 1, d)))) @ np.swapaxes(vectors, 1, 2)
-    return (gram + np.swapaxes(gram, 1, 2)) / 2
+    symmetric: Array = (gram + np.swapaxes(gram, 1, 2)) / 2
+    return symmetric
 
 
 def random_problem(rng: np.random.Generator, sizes: tuple[int, ...] = SIZES, gram: Array | None = None) -> Bilevel:
@@ -100,7 +103,8 @@ def response(problem: Bilevel, radii: Array) -> Array:
     w = null_space(u.T)
     k = problem.gram + np.diag(np.repeat(multipliers, problem.sizes))
     slope = problem.outer_gradient(v)
-    return u.T @ problem.gram @ w @ np.linalg.solve(w.T @ k @ w, w.T @ slope)
+    lacking: Array = u.T @ problem.gram @ w @ np.linalg.solve(w.T @ k @ w, w.T @ slope)
+    return lacking
 
 
 # --- the checks
@@ -136,7 +140,8 @@ def training_value(problems: int, rng: np.random.Generator) -> list[Check]:
 
     def loss(radii: Array) -> Array:
         v = solve_inner(gram, moment, radii, SIZES).displacement
-        return np.einsum("pi,pij,pj->p", v, gram, v) - 2 * np.sum(moment * v, axis=1)
+        value: Array = np.einsum("pi,pij,pj->p", v, gram, v) - 2 * np.sum(moment * v, axis=1)
+        return value
 
     at, other = loss(ends[0]), loss(ends[1])
     slopes, stated = [], []
@@ -186,7 +191,11 @@ def what_tpgm_leaves_out(
     The identities are checked on the first 200 problems. gram draws the designs that should leave the span of the
     displacements invariant.
     """
-    gaps, stated, slack, equal, exact, scalar, scalar_exact = [], [], [], [], [], [], []
+    gaps, stated, slack = [], [], []
+    equal: list[Array] = []
+    exact: list[Array] = []
+    scalar: list[Array] = []
+    scalar_exact: list[Array] = []
     for k in range(problems):
         problem = random_problem(rng)
         radii = active_radii(rng, problem)
@@ -213,6 +222,11 @@ def what_tpgm_leaves_out(
         identity("equal for active layers of one weight", scalar, scalar_exact, trials=len(scalar)),
         inequality("the difference is at most λ_max/(λ_min + min λ_l)·‖∇R‖", slack),
     ]
+
+
+def _total(model: LinearLayers, gram: Tensor, moment: Tensor) -> Tensor:
+    total: Tensor = model(gram, moment).sum()
+    return total
 
 
 def alternation_at_rest(problems: int, rng: np.random.Generator, step_size: float = 0.3) -> list[Check]:
@@ -243,7 +257,7 @@ def alternation_at_rest(problems: int, rng: np.random.Generator, step_size: floa
             for parameter, block in zip(model.parameters(), layer_slices(problem.sizes), strict=True):
                 parameter.copy_(torch.from_numpy(ahead[block]))
         outer = torch.from_numpy(problem.outer_gram)[None], torch.from_numpy(problem.outer_moment)[None]
-        constraint.update(lambda model=model, outer=outer: model(*outer).sum())
+        constraint.update(partial(_total, model, *outer))
         group = constraint.optimizer.param_groups[0]
         first_moment = constraint.optimizer.state[group["params"][0]]["exp_avg"] / (1 - group["betas"][0])
         slopes.append(first_moment.numpy())
@@ -273,7 +287,7 @@ def once_at_the_end(problems: int, rng: np.random.Generator, updates: int = 300)
     moment = torch.from_numpy(np.stack([problem.outer_moment for problem in drawn]))
     for k in range(updates):
         constraint.optimizer.param_groups[0]["lr"] = 0.1 * 0.97**k
-        constraint.update(lambda: model(gram, moment).sum())
+        constraint.update(partial(_total, model, gram, moment))
     constraint.project_()
     with torch.no_grad():
         reached = model(gram, moment).numpy()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from tpgm.book.linear.checks import Check, identity, inequality
@@ -219,7 +219,8 @@ def distance_ratio(displacement: Tensor, fraction: float) -> Tensor:
     unit = displacement / displacement.abs().sum(dim=1, keepdim=True)
     origin = torch.zeros_like(unit)
     radial, euclidean = project_mars(unit, origin, fraction), project_mars_euclidean(unit, origin, fraction)
-    return (unit - radial).norm(dim=1) / (unit - euclidean).norm(dim=1)
+    ratio: Tensor = (unit - radial).norm(dim=1) / (unit - euclidean).norm(dim=1)
+    return ratio
 
 
 def spread(displacement: Tensor) -> Tensor:
@@ -228,7 +229,8 @@ def spread(displacement: Tensor) -> Tensor:
     displacement: any shape with rows in the first dimension, as `tpgm.project` reads it; a zero row gives NaN.
     """
     rows = as_rows(displacement, "mars")
-    return (rows != 0).sum(dim=1).to(rows.dtype).sqrt() * rows.norm(dim=1) / rows.abs().sum(dim=1)
+    uneven: Tensor = (rows != 0).sum(dim=1).to(rows.dtype).sqrt() * rows.norm(dim=1) / rows.abs().sum(dim=1)
+    return uneven
 
 
 def verify_difference(
@@ -319,7 +321,10 @@ def verify_radius_gradient(
     norm: Norm, rng: np.random.Generator, problems: int, formula: Formula = radius_gradient
 ) -> list[Check]:
     """The formula against autograd through `tpgm.project`, finite differences, and one-sided differences at kinks."""
-    smooth, left, right = [], [], []  # pairs or triples: stated first
+    smooth: list[tuple[float, float, float]] = []  # by the formula, by autograd, by a central difference
+    left: list[tuple[float, float]] = []  # by the formula, by a difference
+    right: list[tuple[float, float]] = []
+    sides: tuple[tuple[list[tuple[float, float]], Side, int], ...] = ((left, "left", -1), (right, "right", 1))
     for _ in range(problems):
         problem = GradientProblem.random(norm, rng)
         norms = row_norms(problem.displacement, norm)
@@ -327,30 +332,43 @@ def verify_radius_gradient(
         h = 1e-5 * radius
         if (norms - radius).abs().min() > 2 * h:
             leaf = torch.tensor(radius, dtype=torch.float64, requires_grad=True)
-            (autograd,) = torch.autograd.grad(problem.value(leaf), leaf)
-            central = (problem.value(radius + h) - problem.value(radius - h)) / (2 * h)
-            smooth.append((problem.slope(radius, "right", formula), float(autograd), float(central)))
+            (slope,) = torch.autograd.grad(problem.value(leaf), leaf)
+            difference = (problem.value(radius + h) - problem.value(radius - h)) / (2 * h)
+            smooth.append((problem.slope(radius, "right", formula), float(slope), float(difference)))
 
         kink = float(norms[rng.integers(len(norms))])
         h = 1e-5 * kink
         if ((norms - kink).abs() > 2 * h).sum() == len(norms) - 1:  # no other kink within reach
-            for pairs, side, step in ((left, "left", -h), (right, "right", h)):
+            for pairs, side, sign in sides:
+                step = sign * h
                 near, far = problem.value(kink + step), problem.value(kink + 2 * step)
                 difference = (4 * near - far - 3 * problem.value(kink)) / (2 * step)
                 pairs.append((problem.slope(kink, side, formula), float(difference)))
     stated, autograd, central = zip(*smooth, strict=True)
     size = float(np.abs(autograd).max())
+    differences = list(zip(stated, central, strict=True))
     return [
         identity(f"{norm.upper()}: ∂L/∂γ = autograd through the projection", stated, autograd, trials=len(smooth)),
-        _difference(f"{norm.upper()}: ∂L/∂γ = central difference", stated, central, size),
-        _difference(f"{norm.upper()}: left derivative at γ = n_i", *zip(*left, strict=True), size),
-        _difference(f"{norm.upper()}: right derivative at γ = n_i", *zip(*right, strict=True), size),
+        _difference(f"{norm.upper()}: ∂L/∂γ = central difference", differences, size),
+        _difference(f"{norm.upper()}: left derivative at γ = n_i", left, size),
+        _difference(f"{norm.upper()}: right derivative at γ = n_i", right, size),
     ]
 
 
-def _difference(name: str, stated: ArrayLike, measured: ArrayLike, size: float) -> Check:
-    exact = identity(name, stated, measured, trials=np.size(stated), scale=size)
+def _difference(name: str, pairs: Sequence[tuple[float, float]], size: float) -> Check:
+    stated, measured = zip(*pairs, strict=True)
+    exact = identity(name, stated, measured, trials=len(pairs), scale=size)
     return replace(exact, tolerance=DIFFERENCE_TOLERANCE)
+
+
+class _OneTensor(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+def _loss_of(model: _OneTensor, problem: GradientProblem) -> Tensor:
+    return problem.loss(model.weight)
 
 
 def verify_package_gradient(
@@ -360,15 +378,14 @@ def verify_package_gradient(
     used, stated = [], []
     for _ in range(problems):
         problem, radius = GradientProblem.random(norm, rng), float(rng.uniform(0.1, 1.99))
-        model = nn.Module()
-        model.weight = nn.Parameter(problem.anchor + problem.displacement)
+        model = _OneTensor(problem.anchor + problem.displacement)
         constraint = TPGM(model, anchor={"weight": problem.anchor}, norm=norm)
         state = constraint.state_dict()
         state["radii"]["weight"] = torch.tensor(radius, dtype=torch.float64)
         constraint.load_state_dict(state)
         with constraint.projected():
             (gradient,) = torch.autograd.grad(problem.loss(model.weight), model.weight)
-        constraint.update(lambda model=model, problem=problem: problem.loss(model.weight))
+        constraint.update(partial(_loss_of, model, problem))
         (moments,) = constraint.optimizer.state.values()
         used.append(float(moments["exp_avg"]) / (1 - constraint.optimizer.param_groups[0]["betas"][0]))
         stated.append(float(formula(gradient, problem.displacement, radius, norm, "left", EPS)))

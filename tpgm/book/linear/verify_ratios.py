@@ -11,6 +11,7 @@ import numpy as np
 from tpgm.book.linear.checks import Check, expectation, identity, inequality
 from tpgm.book.linear.problem import Array, LinearProblem, fine_tune
 from tpgm.book.linear.ratios import (
+    MomentSetting,
     common_ratio,
     expected_moments,
     held_out_excess,
@@ -38,7 +39,8 @@ RELATIVE = 1e-12  # rounding that an inequality between two risks is allowed, re
 
 def _objective(h: Array, b: Array, alpha: Array) -> Array:
     """``αᵀHα − 2bᵀα`` for alpha (…, L)."""
-    return np.einsum("...k,kl,...l->...", alpha, h, alpha) - 2 * alpha @ b
+    value: Array = np.einsum("...k,kl,...l->...", alpha, h, alpha) - 2 * alpha @ b
+    return value
 
 
 # --- where gradient descent converges
@@ -136,7 +138,7 @@ def ratios_by_distance(
         scale = np.linspace(0.3, 2.0, d) if row_scale else None
         drawn = random_displacements(delta, n, noise, draws, rng, scale)
         inner, square = layer_moments(drawn, delta, sizes)
-        shared = {"total": float(delta @ delta), "d": d, "n": stated_rows or n, "noise": noise}
+        shared: MomentSetting = {"total": float(delta @ delta), "d": d, "n": stated_rows or n, "noise": noise}
         stated = expected_moments(distances, np.array(sizes), **shared)
         checks.append(expectation(f"{regime}: E⟨Δ_l,δ_l⟩, every layer", inner, stated[0]))
         checks.append(expectation(f"{regime}: E‖Δ_l‖², every layer", square, stated[1]))
@@ -228,7 +230,7 @@ def regime_is_set_by_distance(
     slack = []
     for _ in range(trials):
         d = int(rng.integers(4, 200))
-        setting = {
+        setting: MomentSetting = {
             "total": float(rng.lognormal()),
             "d": d,
             "n": int(rng.integers(1, d - 1)),
@@ -255,7 +257,8 @@ def per_layer_beats_one(
 
     clipping admits the others; block_diagonal=False takes any Σ.
     """
-    errors, slack = [], []
+    errors: list[float] = []
+    slack: list[float] = []
     while len(errors) < trials:
         problem, _, _, delta = random_trained(rng, block_diagonal=block_diagonal)
         h, b = outer_qp(problem, delta)

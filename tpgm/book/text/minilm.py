@@ -59,7 +59,8 @@ class SentenceClassifier(nn.Module):
         mask = (tokens != 0).long()
         states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         weights = mask[..., None].to(states)
-        return self.head((states * weights).sum(dim=1) / weights.sum(dim=1))
+        logits: Tensor = self.head((states * weights).sum(dim=1) / weights.sum(dim=1))
+        return logits
 
 
 def load(config: Mapping[str, Any]) -> tuple[Pretrained, DataSplits]:

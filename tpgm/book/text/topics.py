@@ -13,16 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tpgm.book.text.tiny import tiny_csv
+from tpgm.book.text.invented import tiny_csv
 from tpgm.book.text.wheels import TWEETS, content, fetched
-from tpgm.data import DataSplits, ImageArray
-from tpgm.data.splits import label_fraction, shuffled
+from tpgm.data import DataSplits
+from tpgm.data.splits import LabelledData, label_fraction, shuffled
 
 SENTIMENTS = ("negative", "neutral", "positive")
 ID_TOPIC = "airlines"
@@ -64,7 +63,7 @@ class TextArray(Dataset[tuple[Tensor, int]]):
     """
 
     keep_confusion = True
-    class_subset = None
+    class_subset: Tensor | None = None
 
     def __init__(self, tokens: Tensor, labels: Tensor) -> None:
         if tokens.dtype != torch.int64 or labels.dtype != torch.int64:
@@ -135,8 +134,8 @@ def tweets(encode: Encode, source: str = "", *, fraction: float = 100.0, seed: i
         name: TextArray(encode([t.text for t in of]), torch.tensor([t.label for t in of]))
         for name, of in parts(source, fraction=fraction, seed=seed).items()
     }
-    train, val, id_test = (cast("ImageArray", arrays.pop(name)) for name in ("train", "val", "id_test"))
-    return DataSplits("tweets", ID_TOPIC, SENTIMENTS, train, val, id_test, cast("dict[str, ImageArray]", arrays))
+    train, val, id_test = (arrays.pop(name) for name in ("train", "val", "id_test"))
+    return DataSplits("tweets", ID_TOPIC, SENTIMENTS, train, val, id_test, arrays)
 
 
 def kept_tokens(data: DataSplits, always: Sequence[int]) -> tuple[DataSplits, Tensor]:
@@ -145,12 +144,16 @@ def kept_tokens(data: DataSplits, always: Sequence[int]) -> tuple[DataSplits, Te
     always: ids to keep in any case. A word that no text has could not move in fine-tuning; leaving its embedding out
     changes nothing and saves a quarter of a small model's step.
     """
-    names = ("train", "val", "id_test")
-    arrays = {name: cast(TextArray, getattr(data, name)) for name in names} | cast("dict", dict(data.ood_tests))
-    former = torch.cat([torch.tensor([0, *always]), *(a.tokens.flatten() for a in arrays.values())]).unique()
-    new = {name: TextArray(torch.searchsorted(former, a.tokens), a.labels) for name, a in arrays.items()}
-    ood = {name: new[name] for name in data.ood_tests}
-    return replace(data, **{name: new[name] for name in names}, ood_tests=cast("dict", ood)), former
+    arrays = [_texts(part) for part in (data.train, data.val, data.id_test, *data.ood_tests.values())]
+    former: Tensor = torch.cat([torch.tensor([0, *always]), *(a.tokens.flatten() for a in arrays)]).unique()
+    train, val, id_test, *ood = (TextArray(torch.searchsorted(former, a.tokens), a.labels) for a in arrays)
+    tests = dict(zip(data.ood_tests, ood, strict=True))
+    return replace(data, train=train, val=val, id_test=id_test, ood_tests=tests), former
+
+
+def _texts(part: LabelledData) -> TextArray:
+    assert isinstance(part, TextArray)
+    return part
 
 
 def table(source: str = "") -> str:

@@ -9,11 +9,13 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from tpgm.book.linear.problem import Array, LinearProblem
 from tpgm.book.linear.ratios import (
+    MomentSetting,
     common_ratio,
     common_ratio_risk,
     expected_moments,
@@ -41,7 +43,7 @@ def radii_landscape(problem: LinearProblem, displacement: Array) -> Figure:
         fig, ax = plt.subplots(figsize=(6.2, 4.6))
         levels = risk.min() + (risk.max() - risk.min()) * np.linspace(0.02, 1, 12) ** 2
         ax.contour(grid[..., 0], grid[..., 1], risk, levels=levels, colors=ID_COLOR, linewidths=0.9, alpha=0.75)
-        ax.add_patch(plt.Rectangle((0, 0), 1, 1, facecolor=TPGM_COLOR, alpha=0.13))
+        ax.add_patch(Rectangle((0, 0), 1, 1, facecolor=TPGM_COLOR, alpha=0.13))
         ax.plot([0, 1], [0, 1], color=ANCHOR_COLOR, linestyle="--", label="one common ratio")
         ax.plot(*np.zeros(2), "s", color=ANCHOR_COLOR, label="pre-trained")
         ax.plot(*np.ones(2), "s", color=OOD_COLOR, markersize=12, label="fine-tuned")
@@ -132,8 +134,10 @@ def regimes(problems: Sequence[LinearProblem], n: int, draws: int, rng: np.rando
     """Best common ratio OOD against the pre-trained model's OOD excess risk; problems share S, noise and ``tr Σ'``."""
     first = problems[0]
     trace = float(np.trace(first.second_moment(ood=True)))
-    setting = {"total": float(first.distances.sum()), "d": first.d, "n": n, "noise": first.noise}
-    squared, low, high = [], [], []
+    setting: MomentSetting = {"total": float(first.distances.sum()), "d": first.d, "n": n, "noise": first.noise}
+    squared = []
+    low: list[float] = []
+    high: list[float] = []
     for problem in problems:
         moved = random_displacements(problem.delta, n, problem.noise, draws, rng)
         weighted = moved @ problem.second_moment(ood=True)

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon
 from torch import Tensor
 
 from tpgm.book.linear.verify_projection import (
@@ -21,7 +22,7 @@ from tpgm.book.linear.verify_projection import (
     project_mars_euclidean,
     spread,
 )
-from tpgm.projection import row_norms, row_ratios
+from tpgm.projection import Norm, row_norms, row_ratios
 from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 # name, map, colour, marker and its size: where markers coincide all can be seen
@@ -43,8 +44,8 @@ def balls(points: Sequence[tuple[float, float]], radius: float = 1.0) -> Figure:
             corners = [(radius, 0), (0, radius), (-radius, 0), (0, -radius)]
             if shape == (2, 1):
                 corners = [(radius, radius), (-radius, radius), (-radius, -radius), (radius, -radius)]
-            ax.add_patch(plt.Polygon(corners, facecolor=TPGM_COLOR, alpha=0.18))
-            ax.add_patch(plt.Circle((0, 0), radius, facecolor="none", edgecolor=ID_COLOR, linewidth=1.2))
+            ax.add_patch(Polygon(corners, facecolor=TPGM_COLOR, alpha=0.18))
+            ax.add_patch(Circle((0, 0), radius, facecolor="none", edgecolor=ID_COLOR, linewidth=1.2))
             for point in points:
                 _arrows(ax, point, shape, radius)
             ax.plot(0, 0, "+", color=ANCHOR_COLOR, markersize=10)
@@ -150,15 +151,15 @@ def row_scaling(displacement: Tensor, positions: int = 21) -> go.Figure:
     rows = [f"row {i + 1}" for i in range(len(displacement))]
     shares = np.linspace(0.0, 1.0, positions)
 
-    def ratios(norm: str, share: float) -> list[float]:
+    def ratios(norm: Norm, share: float) -> list[float]:
         norms = row_norms(displacement, norm)
         kept = row_ratios(norms, share * norms.max()).expand(len(rows))
         return [round(float(value), 4) for value in kept]
 
     first = positions // 2
+    bars: tuple[tuple[str, Norm, str], ...] = (("L2", "l2", ID_COLOR), ("MARS", "mars", TPGM_COLOR))
     traces = [
-        go.Bar(name=label, x=rows, y=ratios(norm, shares[first]), marker_color=color)
-        for label, norm, color in (("L2", "l2", ID_COLOR), ("MARS", "mars", TPGM_COLOR))
+        go.Bar(name=label, x=rows, y=ratios(norm, shares[first]), marker_color=color) for label, norm, color in bars
     ]
     steps = [
         {

@@ -38,12 +38,11 @@ def decision_maps(cases: Mapping[str, tuple[Task, nn.Module, nn.Module]]) -> Fig
             ax.set(xlim=(-3, 3), ylim=(-2, 2), xlabel="first input", title=title)
             ax.grid(visible=False)
         axes[0, 0].set_ylabel("second input")
-        lines = (
-            (NETWORK_COLOR, "-", "fine-tuned"),
-            (ANCHOR_COLOR, "-", "pre-trained"),
-            ("black", "--", "true boundary"),
-        )
-        handles = [Line2D([], [], color=color, linestyle=style, label=label) for color, style, label in lines]
+        handles = [
+            Line2D([], [], color=NETWORK_COLOR, label="fine-tuned"),
+            Line2D([], [], color=ANCHOR_COLOR, label="pre-trained"),
+            Line2D([], [], color="black", linestyle="--", label="true boundary"),
+        ]
         fig.legend(handles=handles, loc="outside lower center", ncols=3)
         plt.close(fig)
     return fig

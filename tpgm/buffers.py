@@ -1,0 +1,257 @@
+"""BatchNorm's running statistics when weights go back towards their anchor: kept, moved along, or estimated anew.
+
+Running statistics describe the activations of the weights they were collected with. With ratio α the weights become
+``θ⁰ + α (θ − θ⁰)``; then the statistics b of a training in train mode are those of other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tpgm._engine.gradients import eval_mode
+from tpgm.names import canonical, matches, unwrap
+
+Buffers = Literal["keep", "move", "reestimate"]
+Batches = Iterable[Any] | Callable[[], Any]
+
+
+def check_buffers(buffers: str) -> None:
+    """Raise ValueError for an unknown word."""
+    if buffers not in get_args(Buffers):
+        known = ", ".join(map(repr, get_args(Buffers)))
+        raise ValueError(f"buffers must be one of {known}, got {buffers!r}")
+
+
+def with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The modules of `model` that keep running statistics: BatchNorm, and InstanceNorm that tracks them."""
+    kind = nn.modules.batchnorm._NormBase
+    return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Batches) -> None:
+    """Replace running statistics by the mean over `batches` of each batch's own mean and variance, in place.
+
+    batches: inputs of `model`, each a tensor, a tuple or list whose first entry is one, or a mapping of keyword
+    arguments; tensors are moved to the model's device. Or a function without arguments that makes the forward passes
+    itself. Take training data, as the model sees them at inference, in batches as large as those of training.
+
+    Only modules with running statistics are in train mode meanwhile; dropout is off. Weights, modes, momentum and the
+    count of batches are afterwards as they were, and so are the statistics of a module that no pass reached. A model
+    without running statistics is left alone. Under DistributedDataParallel every process estimates from its own
+    batches. As ``torch.optim.swa_utils.update_bn`` (stochastic weight averaging, arXiv 1803.05407), without dropout.
+    Raises ValueError if no batch came; then, and if a pass raises, the statistics are as before.
+    """
+    modules = with_statistics(model)
+    if not modules:
+        return
+    before = [(m, m.momentum, dict(m._buffers)) for m in modules]
+    copies = [{key: None if b is None else b.clone() for key, b in m._buffers.items()} for m in modules]
+    reached = [False] * len(modules)
+    try:
+        with eval_mode(model):
+            for m in modules:
+                m.train()
+                if m.num_batches_tracked is None:  # without a count torch makes no mean over batches
+                    m.num_batches_tracked = torch.zeros((), dtype=torch.long, device=m.running_mean.device)  # type: ignore[union-attr]
+                m.momentum = None  # the cumulative mean
+                m.reset_running_stats()
+            if callable(batches):
+                batches()
+            else:
+                _forward_passes(model, batches)
+        counts = [m.num_batches_tracked for m in modules]
+        reached = [count is not None and bool(count > 0) for count in counts]
+        if not any(reached):
+            raise ValueError("no batch to estimate running statistics from: batches is empty")
+        if bad := [m for m, r in zip(modules, reached, strict=True) if r and not bool(m.running_var.isfinite().all())]:  # type: ignore[union-attr]
+            reached = [False] * len(modules)
+            raise FloatingPointError(f"running statistics are NaN or infinite in {len(bad)} modules; left as before")
+    finally:
+        for (m, momentum, buffers), saved, done in zip(before, copies, reached, strict=True):
+            m.momentum = momentum
+            for key, buffer in buffers.items():
+                keeps = done and key != "num_batches_tracked"
+                if buffer is not None and not keeps:
+                    buffer.copy_(saved[key])  # type: ignore[arg-type]
+                if not keeps:
+                    m._buffers[key] = buffer
+
+
+def _forward_passes(model: nn.Module, batches: Iterable[Any]) -> None:
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+        else:
+            given = batch[0] if isinstance(batch, tuple | list) else batch
+            model(given.to(device) if isinstance(given, Tensor) else given)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers of modules with running statistics, counts among them, are put back afterwards."""
+    saved = [(m, key, b.clone()) for m in with_statistics(model) for key, b in m._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        _put_back(saved)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Modules with running statistics normalise by each batch's own; the running ones stay.
+
+    Call it in eval mode, to which the modules return.
+    """
+    modules = with_statistics(model)
+    with statistics_kept(model):
+        for m in modules:
+            m.train()
+        try:
+            yield
+        finally:
+            for m in modules:
+                m.eval()
+
+
+@torch.no_grad()
+def _put_back(saved: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    for module, key, copy in saved:  # looked up anew: `model.double()` makes other tensors
+        now = module._buffers[key]
+        assert now is not None
+        now.copy_(copy)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A floating-point buffer: where it is, its value at the anchor (None: unknown), the tensors whose ratio counts."""
+
+    module: nn.Module
+    key: str
+    name: str
+    start: Tensor | None
+    of: tuple[int, ...]
+
+    @property
+    def now(self) -> Tensor:
+        found = self.module._buffers[self.key]
+        assert found is not None
+        return found
+
+
+class FollowingBuffers:
+    """The floating-point buffers of a model beside those of its anchor.
+
+    given: the anchor's tensors by canonical name. constrained: names of the constrained parameters, in the order in
+    which ratios come. A buffer follows the mean ratio of the constrained parameters of its own module; in a module
+    without parameters of its own (BatchNorm with ``affine=False``) the mean over all constrained tensors. Left alone
+    are integers, non-persistent buffers, names that `exclude` fits, and buffers of a module none of whose parameters
+    is constrained.
+    """
+
+    def __init__(
+        self, model: nn.Module, given: Mapping[str, Tensor], constrained: Sequence[str], exclude: Sequence[str]
+    ) -> None:
+        self._model = model
+        index = {name: i for i, name in enumerate(constrained)}
+        same: dict[int, int] = {}
+        for name, p in unwrap(model).named_parameters(remove_duplicate=False):
+            if canonical(name) in index:
+                same[id(p)] = index[canonical(name)]
+        self._held: list[_Held] = []
+        for prefix, module in unwrap(model).named_modules():
+            own = list(module.parameters(recurse=False))
+            of = tuple(same[id(p)] for p in own if id(p) in same)
+            for key, buffer in module._buffers.items():
+                name = canonical(f"{prefix}.{key}".lstrip("."))
+                transient = key in module._non_persistent_buffers_set
+                if buffer is None or not buffer.is_floating_point() or transient or matches(name, exclude):
+                    continue
+                if of or not own:
+                    start = given.get(name)
+                    held = None if start is None else start.detach().to(buffer, copy=True)
+                    self._held.append(_Held(module, key, name, held, of or tuple(index.values())))
+
+    def require(self) -> None:
+        """Raise ValueError, with names, where the anchor lacks a buffer or has one that does not fit."""
+        problems = []
+        for held in self._held:
+            if held.start is None:
+                problems.append(f"{held.name} is missing")
+            elif held.start.shape != held.now.shape:
+                problems.append(f"{held.name}: anchor {tuple(held.start.shape)}, model {tuple(held.now.shape)}")
+            elif not bool(held.start.isfinite().all()):
+                problems.append(f"{held.name} holds NaN or infinite values")
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(
+                f"buffers='move' needs the anchor's buffers ({', '.join(problems[:3])}{more}): give the pre-trained "
+                "module or its whole state dict as anchor, or buffers='keep' or 'reestimate'"
+            )
+
+    @torch.no_grad()
+    def move_(self, ratios: Tensor | float) -> None:
+        """Put every buffer to ``b⁰ + α (b − b⁰)`` where the anchor has it.
+
+        ratios: α for each constrained tensor, shape (tensors,), or one for all.
+        """
+        overall = ratios.mean() if isinstance(ratios, Tensor) else ratios
+        for held in self._held:
+            if held.start is None:
+                continue
+            now = held.now
+            if isinstance(ratios, Tensor):
+                ratio = overall if len(held.of) == len(ratios) else ratios[list(held.of)].mean()
+                now.lerp_(held.start.to(now), 1 - ratio.to(now))
+            else:
+                now.lerp_(held.start.to(now), 1 - ratios)
+
+    @contextmanager
+    def moved(self, ratios: Tensor) -> Iterator[None]:
+        """`move_` for a while."""
+        saved = [(held.module, held.key, held.now.clone()) for held in self._held]
+        try:
+            self.move_(ratios)
+            yield
+        finally:
+            _put_back(saved)
+
+
+class Watch:
+    """Whether running statistics are those of other weights than the anchor's. given, exclude: as above."""
+
+    def __init__(self, model: nn.Module, given: Mapping[str, Tensor], exclude: Sequence[str]) -> None:
+        self._looked = False
+        modules = {id(m) for m in with_statistics(model)}
+        self._modules: list[tuple[str, nn.Module, dict[str, Tensor], bool]] = []
+        for prefix, module in unwrap(model).named_modules():
+            names = {key: canonical(f"{prefix}.{key}".lstrip(".")) for key in ("running_mean", "running_var")}
+            if id(module) in modules and not any(matches(name, exclude) for name in names.values()):
+                known = all(name in given for name in names.values())
+                starts = {k: (given[n] if known else module._buffers[k]).detach().clone() for k, n in names.items()}  # type: ignore[union-attr]
+                self._modules.append((canonical(prefix), module, starts, known))
+
+    def changed(self) -> str | None:
+        """The name of a module whose statistics have changed, None if there is none.
+
+        After the first call only modules in train mode are looked at, for a comparison waits for the device. In train
+        mode, and with an anchor that has no statistics, a module counts as changed.
+        """
+        first, self._looked = not self._looked, True
+        for name, module, starts, known in self._modules:
+            if not (first or module.training):
+                continue
+            if module.training and not known:
+                return name
+            for key, start in starts.items():
+                now = module._buffers[key]
+                if now is not None and (now.shape != start.shape or not torch.equal(now, start.to(now))):
+                    return name
+        return None

@@ -1,0 +1,52 @@
+"""Every method that `tpgm.finetune` knows: one file each, registered when this package is imported."""
+
+from tpgm.methods import (  # noqa: F401  # in the order in which `tpgm methods` lists them
+    bitfit,
+    l2_sp,
+    linear_probe,
+    lp_ft,
+    mars_penalty,
+    mars_sp,
+    partial,
+    tpgm_c,
+    tpgm_each_step,
+    tpgm_end,
+    vanilla,
+    wise_ft,
+    with_digrap,
+    with_ftp,
+    with_spd,
+)  # isort: skip
+from tpgm.methods.base import (
+    METHODS,
+    Context,
+    Learner,
+    Method,
+    Settings,
+    Stage,
+    make,
+    options,
+    other_default,
+    parse,
+    register,
+    resolve,
+    setting,
+    valid_values,
+)
+
+__all__ = [
+    "METHODS",
+    "Context",
+    "Learner",
+    "Method",
+    "Settings",
+    "Stage",
+    "make",
+    "options",
+    "other_default",
+    "parse",
+    "register",
+    "resolve",
+    "setting",
+    "valid_values",
+]
