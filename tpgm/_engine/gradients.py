@@ -1,4 +1,4 @@
-"""The gradient of a validation loss, taken so that the training step around it does not notice."""
+"""Gradients of a validation loss, taken so that the training step around it does not notice."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ HELD = 1 << 20  # numbers of gradients that wait for their product: 4 MiB of flo
 class Products:
     """Row products of gradient and displacement, ``⟨g_i, W_i − W⁰_i⟩``, taken while gradients arrive.
 
-    weights, anchors: in the order of the parameters, as ``Passes.dots`` takes them. held: how many numbers wait before
-    products are taken; gradients on other devices than a CPU all wait, for kernels there cost more than memory.
+    weights, anchors: in the order of the parameters, as ``Passes.dots`` takes them. ``.early`` says whether products
+    are taken before all gradients are there. On other devices than a CPU they are not: launching a kernel for each
+    tensor costs more there than memory does.
     """
 
-    def __init__(
-        self, passes: Passes, weights: Sequence[Tensor], anchors: Sequence[Tensor], *, held: int = HELD
-    ) -> None:
+    def __init__(self, passes: Passes, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> None:
         self._passes, self._weights, self._anchors = passes, weights, anchors
         self.early = all(w.device.type == "cpu" for w in weights)
-        self._held = held
         self._waiting: dict[int, Tensor] = {}
         self._found: dict[int, Tensor] = {}
 
     def add(self, index: int, gradient: Tensor) -> None:
         """Take the whole gradient of the parameter with this index."""
         self._waiting[index] = gradient
-        if self.early and sum(g.numel() for g in self._waiting.values()) >= self._held:
+        if self.early and sum(g.numel() for g in self._waiting.values()) >= HELD:
             self._take(self._waiting)
             self._waiting = {}
 
@@ -59,8 +57,8 @@ def loss_and_products(
 ) -> tuple[Tensor, list[Tensor]]:
     """The closure's loss, detached, and the row products of its gradients with the displacements.
 
-    On a CPU a gradient is dropped once its product is taken. So a second set of gradients, beside those of the training
-    step, never exists: fresh memory for it costs more than the arithmetic.
+    On a CPU a gradient is dropped once its product is taken. A second set of gradients beside those of training would
+    need fresh memory, which costs more than the arithmetic.
     hooks: by ``backward()``, for the hooks of FSDP know nothing of ``torch.autograd.grad``; the parameters' own
     gradients are lost then. What is raised is said in ``TPGM.update``.
     """
