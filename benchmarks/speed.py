@@ -1,15 +1,21 @@
 """Time of the projection update, the projection and the optimizers, as ratios in one process; peak memory apart.
 
     python benchmarks/speed.py --model resnet50 --batch 16 --size 96 --out results/benchmarks-speed.jsonl
+    python benchmarks/speed.py --model resnet50 --only update --kind loop
     python benchmarks/speed.py --model vit_base_patch16_224 --only optimizers
     python benchmarks/speed.py --model resnet50 --only memory
 
 Medians over alternating repetitions; with --clock cpu of the processor's time of one thread, which other work on the
-machine disturbs less. "update" is over a plain forward and backward pass of the same model and batch in
-eval mode; "project" is the share of a copy's bandwidth (8 bytes a float32 weight) that the projection in place reaches
-at 20 bytes a weight; AdamP and AdamSPD are over torch's fused AdamW, SGDP over fused SGD with momentum and over torch's
-default form of it. Models are timm's without pre-trained weights, moved a little from their anchor. A row of JSON with
-versions and hardware goes to --out. Kernels are used where numba is installed, unless TPGM_COMPILED=0 is set.
+machine disturbs less. "update" is over a plain forward and backward pass of the same model and batch in eval mode, and
+has two kinds. "freed": no other gradients exist meanwhile (rows without a kind are of this one). "loop": the training
+gradients exist, between ``optimizer.step()`` and ``zero_grad``, and the pass is that of a turn without an update; the
+ratio "turn" is what the turn with an update takes longer, its own training pass included. "faults" counts the pages of
+memory that the system had to supply. "project" is the share of a copy's bandwidth (8 bytes a float32 weight) that the
+projection in place reaches at 20 bytes a weight; AdamP and AdamSPD are over torch's fused AdamW, SGDP over fused SGD
+with momentum and over torch's default form of it. Models are timm's without pre-trained weights, moved a little from
+their anchor. A row of JSON with versions and hardware goes to --out. An older checkout is measured by its folder in
+PYTHONPATH. Kernels are used where numba is installed,
+unless TPGM_COMPILED=0 is set.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,27 +39,48 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tpgm import TPGM
-from tpgm._engine import passes
-from tpgm.book.experiments.experiment import append, provenance
 from tpgm.optim import SGDP, AdamP, AdamSPD
 
+try:
+    from tpgm._engine import passes
+    from tpgm.book.experiments.experiment import append, provenance
+except ImportError:  # an older checkout on PYTHONPATH, to be measured in the same sitting
+    from tpgm.experiment import append, provenance  # type: ignore[import-not-found, no-redef]
+
+    from tpgm import compiled  # type: ignore[attr-defined, no-redef]
+
+    passes = None  # type: ignore[assignment]
+
 PARTS = ("update", "project", "optimizers", "memory")
+KINDS = ("freed", "loop")
+PASS = "forward and backward"
+KEPT = "tpgm, training gradients kept"
 CLASSES = 100
 CLOCK = "wall"
 
 
-def medians(pieces: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each piece, run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in pieces}
+def measured(turns: Sequence[tuple[str, Callable[[], Any]]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds and faults of each piece, run in turn; unnamed ones are run only."""
+    times: dict[str, list[float]] = {name: [] for name, _ in turns if name}
+    faults: dict[str, list[int]] = {name: [] for name in times}
     for turn in range(repeats + 1):
-        for name, piece in pieces.items():
+        for name, piece in turns:
             synchronize()
-            began = now()
+            pages, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, now()
             piece()
             synchronize()
-            if turn:  # the first warms up
+            if turn and name:  # the first warms up
                 times[name].append(now() - began)
-    return {name: statistics.median(of) for name, of in times.items()}
+                faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - pages)
+    return {
+        what: {name: statistics.median(of) for name, of in values.items()}
+        for what, values in (("seconds", times), ("faults", faults))
+    }
+
+
+def medians(pieces: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each piece, run in turn."""
+    return measured(list(pieces.items()), repeats)["seconds"]
 
 
 def now() -> float:
@@ -93,14 +120,28 @@ def update(options: argparse.Namespace) -> dict[str, Any]:
         loss().backward()
         model.zero_grad(set_to_none=True)  # in its own time, not in that of the update which comes next
 
-    pieces: dict[str, Callable[[], Any]] = {"forward and backward": plain}
-    for norm in ("mars", "l2"):
-        constraint = TPGM(model, norm=norm)
-        pieces[norm] = lambda c=constraint: c.update(loss)
+    constraints = {norm: TPGM(model, norm=norm) for norm in ("mars", "l2")}
+    turns: list[tuple[str, Callable[[], Any]]] = [(PASS, plain)]
+    if options.kind == "freed":
+        turns += [(norm, partial(c.update, loss)) for norm, c in constraints.items()]
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+        def training(name: str) -> list[tuple[str, Callable[[], Any]]]:
+            clear = partial(optimizer.zero_grad, set_to_none=True)
+            return [("", clear), (name, lambda: loss().backward()), ("", optimizer.step)]
+
+        turns = [*training(""), *training(PASS)]  # the first finds memory as an update has left it
+        for norm, c in constraints.items():
+            turns += [*training(f"{PASS}, {norm}"), (norm, partial(c.update, loss)), ("", c.project_)]
     shift(model)
-    seconds = medians(pieces, options.repeats)
-    base = seconds["forward and backward"]
-    return {"seconds": seconds, "ratios": {norm: seconds[norm] / base for norm in ("mars", "l2")}}
+    found = measured(turns, options.repeats)
+    seconds = found["seconds"]
+    ratios = {norm: seconds[norm] / seconds[PASS] for norm in constraints}
+    if options.kind == "loop":
+        for norm in constraints:
+            ratios[f"{norm}, turn"] = (seconds[f"{PASS}, {norm}"] + seconds[norm]) / seconds[PASS] - 1
+    return {"kind": options.kind, **found, "ratios": ratios}
 
 
 def project(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +213,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     # glibc gives freed tensors back to the system then, so that the peak is one of what is in use
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     peaks = {}
-    for how in ("vanilla without kernels", "vanilla", "tpgm", "tpgm, copy given back", "tpgm, bf16 anchor"):
+    for how in ("vanilla without kernels", "vanilla", "tpgm", "tpgm, copy given back", "tpgm, bf16 anchor", KEPT):
         done = subprocess.run(
             [*command, f"--peak-of={how}"], capture_output=True, text=True, check=True, env=environment
         )
@@ -183,7 +224,10 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_of(options: argparse.Namespace) -> int:
-    """Peak bytes of three training steps with AdamW, with a projection update after each unless vanilla."""
+    """Peak bytes of three training steps with AdamW, with a projection update after each unless vanilla.
+
+    Training gradients are freed before the update, but for the way that says otherwise.
+    """
     model, how = build(options), options.peak_of
     if how != "vanilla without kernels":  # numba's own memory, the same for every model
         small = nn.Linear(2, 2)
@@ -199,7 +243,8 @@ def peak_of(options: argparse.Namespace) -> int:
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(x), y).backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if how != KEPT:
+            optimizer.zero_grad(set_to_none=True)
         if constraint is not None:
             constraint.update(lambda: cross_entropy(model(x), y))
             constraint.project_()
@@ -218,6 +263,7 @@ def main() -> None:
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="the passes under autocast")
+    parser.add_argument("--kind", action="append", choices=KINDS, default=[], help="of the update (both)")
     parser.add_argument("--only", action="append", choices=PARTS, default=[], help="this part (all but memory)")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -231,14 +277,17 @@ def main() -> None:
     if options.peak_of:
         print(peak_of(options))
         return
-    kept = {k: v for k, v in vars(options).items() if k not in ("out", "only", "peak_of")}
-    kept |= {"threads": torch.get_num_threads(), "compiled": options.device == "cpu" and passes.kernels() is not None}
+    kept = {k: v for k, v in vars(options).items() if k not in ("out", "only", "kind", "peak_of")}
+    kernels = passes.kernels() is not None if passes else compiled.available()
+    kept |= {"threads": torch.get_num_threads(), "compiled": options.device == "cpu" and kernels}
+    kinds = options.kind or KINDS
     for name in options.only or PARTS[:3]:
-        found = globals()[name](copy.copy(options))
-        row = {"part": name, "config": kept, **found, **provenance(("numba",))}
-        print(json.dumps(row, indent=1))
-        if options.out:
-            append(options.out, row)
+        for options.kind in kinds if name == "update" else ("",):
+            found = globals()[name](copy.copy(options))
+            row = {"part": name, "config": kept, **found, **provenance(("numba",))}
+            print(json.dumps(row, indent=1), flush=True)
+            if options.out:
+                append(options.out, row)
 
 
 if __name__ == "__main__":

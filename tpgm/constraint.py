@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm._engine.exchange import Exchange
-from tpgm._engine.gradients import evaluating, loss_and_gradients
+from tpgm._engine.gradients import Products, evaluating, loss_and_products
 from tpgm._engine.layout import check_parameter
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
@@ -66,7 +66,7 @@ class TPGM:
     first.
 
     Memory: the anchor, and during an update one copy of the constrained weights and the gradients of the validation
-    loss. anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves that of float32 weights, and displaces
+    loss (on a CPU only a few of them at a time). anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves that of float32 weights, and displaces
     it by up to 2⁻⁹ of each weight, from which displacements then count). anchor_device: keep it there ("cpu": in the
     host's memory; it is streamed to the weights' device in every pass). keep_copy: on a CPU, keep the memory of that
     copy between updates, because fresh memory costs more time there than the arithmetic; False gives it back.
@@ -257,7 +257,7 @@ class TPGM:
 
     # --- the algorithm
 
-    def update(self, closure: Callable[[], Tensor], *, covers: int = 1, limit: float = 0.5) -> float:
+    def update(self, closure: Callable[[], Tensor]) -> float:
         """One projection update: one Adam step on the radii. Returns the validation loss at the projected weights.
 
         closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a gradient;
@@ -265,15 +265,11 @@ class TPGM:
         Activation checkpointing must be of the non-reentrant kind (``use_reentrant=False``). While the closure runs,
         the model's parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients,
         modes and buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm]
-        before use. covers: how many training steps this update stands for, where not each has its own; a radius then
-        moves up to that many times Adam's step, though no further than by the share `limit` of itself, unless Adam's
-        step alone does; 1 is the published algorithm.
+        before use.
         Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
         ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
         are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
-        if not (covers >= 1 and limit > 0):
-            raise ValueError(f"covers must be at least 1 and limit above 0, got {covers} and {limit}")
         self._warn_of_statistics(3)
         self._warn_of_unfrozen(3)
         norms = self._measure()
@@ -285,9 +281,10 @@ class TPGM:
         statistics = batch_statistics(self.model) if self.buffers == "reestimate" else nullcontext()
         swapped = self._swapped_in(radii, norms)
         with evaluating(self.model, self._ddp, self._fsdp), statistics, swapped as unprojected:
-            loss, gradients = loss_and_gradients(closure, list(self._params.values()), hooks=hooks)
-            slopes = self._radius_gradient(radii, norms, gradients, unprojected)
-        touched = [float(g is not None) for g in gradients]
+            products = Products(self._passes, unprojected, self._anchors())
+            loss, dots = loss_and_products(closure, list(self._params.values()), products, hooks=hooks)
+        slopes = self._radius_gradient(radii, norms, dots)
+        touched = [float(i in products.arrived) for i in range(len(self._params))]
         value, untouched = self._average(loss, slopes, touched)
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
@@ -300,10 +297,6 @@ class TPGM:
         with torch.no_grad():
             if self._unit is not None:
                 self._radii.mul_(self._unit)
-            if covers > 1:
-                step = self._radii - radii
-                reach = (limit * radii / step.abs()).clamp(1.0, covers)
-                self._radii.copy_(torch.where(radii.isfinite() & (step != 0), radii + reach * step, self._radii))
             self._radii.clamp_(min=EPS)
         self.optimizer.zero_grad(set_to_none=True)
         return value
@@ -523,15 +516,12 @@ class TPGM:
     def _mean_ratios(self, radii: Tensor, norms: Sequence[Tensor]) -> Tensor:
         return torch.segment_reduce(self._row_ratios(radii, norms), "mean", lengths=self._lengths)
 
-    def _radius_gradient(
-        self, radii: Tensor, norms: Sequence[Tensor], gradients: Sequence[Tensor | None], weights: Sequence[Tensor]
-    ) -> Tensor:
+    def _radius_gradient(self, radii: Tensor, norms: Sequence[Tensor], dots: Sequence[Tensor]) -> Tensor:
         """``∂L/∂γ = Σ_i 1[γ ≤ n_i + 1e-8] ⟨∇_i L, Δ_i⟩ / (n_i + 1e-8)``, chapter 2.
 
         The gradient counts at the upper clip γ = max n_i too, where float32 decides by rounding whether the ratio is 1;
         otherwise a radius that reached it could never tighten again.
         """
-        dots = self._passes.dots(gradients, weights, self._anchors())
         rows = self._flat(dots if self._shards is None else self._shards.add(dots))
         n = self._flat(norms)
         active = self._by_row(radii) / (n + EPS) <= 1

@@ -1,14 +1,15 @@
-"""The gradient of a validation loss, taken so that the training step around it does not notice."""
+"""Gradients of a validation loss, taken so that the training step around it does not notice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Fsdp, own_pass, part, reshard
 
 REENTRANT = (
@@ -17,11 +18,49 @@ REENTRANT = (
 )
 
 
-def loss_and_gradients(
-    closure: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, hooks: bool
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The closure's loss, detached, and its gradients, None for a parameter that is frozen or takes no part.
+HELD = 1 << 20  # numbers of gradients that wait for their product: 4 MiB of float32, still in cache
 
+
+class Products:
+    """Row products of gradient and displacement, ``⟨g_i, W_i − W⁰_i⟩``, taken while gradients arrive.
+
+    weights, anchors: in the order of the parameters, as ``Passes.dots`` takes them. ``.early`` says whether products
+    are taken before all gradients are there, ``.arrived`` holds the indices of those that came. On other devices than a CPU they are not: launching a kernel for each
+    tensor costs more there than memory does.
+    """
+
+    def __init__(self, passes: Passes, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> None:
+        self._passes, self._weights, self._anchors = passes, weights, anchors
+        self.early = all(w.device.type == "cpu" for w in weights)
+        self.arrived: set[int] = set()
+        self._waiting: dict[int, Tensor] = {}
+        self._found: dict[int, Tensor] = {}
+
+    def add(self, index: int, gradient: Tensor) -> None:
+        """Take the whole gradient of the parameter with this index."""
+        self.arrived.add(index)
+        self._waiting[index] = gradient
+        if self.early and sum(g.numel() for g in self._waiting.values()) >= HELD:
+            self._take(self._waiting)
+            self._waiting = {}
+
+    def result(self) -> list[Tensor]:
+        """Shape (rows,) for each parameter; zeros where no gradient came."""
+        self._take({i: self._waiting.get(i) for i in range(len(self._weights)) if i not in self._found})
+        return [self._found[i] for i in range(len(self._weights))]
+
+    def _take(self, gradients: Mapping[int, Tensor | None]) -> None:
+        weights, anchors = ([tensors[i] for i in gradients] for tensors in (self._weights, self._anchors))
+        self._found |= zip(gradients, self._passes.dots(list(gradients.values()), weights, anchors), strict=True)
+
+
+def loss_and_products(
+    closure: Callable[[], Tensor], parameters: Sequence[nn.Parameter], products: Products, *, hooks: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The closure's loss, detached, and the row products of its gradients with the displacements.
+
+    On a CPU a gradient is dropped once its product is taken. A second set of gradients beside those of training would
+    need fresh memory, which costs more than the arithmetic.
     hooks: by ``backward()``, for the hooks of FSDP know nothing of ``torch.autograd.grad``; the parameters' own
     gradients are lost then. What is raised is said in ``TPGM.update``.
     """
@@ -33,34 +72,57 @@ def loss_and_gradients(
             raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}")
         if not loss.requires_grad:
             raise ValueError("closure returned a loss without gradient: compute it with the model, not under no_grad")
-        trained = [p for p in parameters if p.requires_grad]
+        trained = {i: p for i, p in enumerate(parameters) if p.requires_grad}
         if not trained:
             raise ValueError("every constrained parameter has been frozen since construction")
         try:
-            gradients: Sequence[Tensor | None]
-            if hooks:
-                gradients = _by_backward(loss, trained)
-            else:
-                gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+            absent = _by_backward(loss, trained, products) if hooks else _by_grad(loss, trained, products)
         except RuntimeError as error:
             if "second time" in str(error):
                 raise ValueError("closure called backward(): it must only return the loss") from error
             if "use_reentrant" in str(error):
                 raise ValueError(REENTRANT) from error
             raise
-    if not hooks and any(g is None for g in gradients) and hides_gradients(loss):
+    if not hooks and absent and hides_gradients(loss):
         raise ValueError(REENTRANT)
-    if all(g is None for g in gradients):
+    if absent == len(trained):
         raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
-    found = iter(gradients)
-    return loss.detach(), [next(found) if p.requires_grad else None for p in parameters]
+    return loss.detach(), products.result()
 
 
-def _by_backward(loss: Tensor, trained: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    for p in trained:
+def _by_backward(loss: Tensor, trained: Mapping[int, nn.Parameter], products: Products) -> int:
+    """Number of parameters without a gradient; also of `_by_grad`."""
+    for p in trained.values():
         p.grad = None  # of a backward() in the closure
     loss.sum().backward()
-    return [None if p.grad is None else part(p.grad, p) for p in trained]
+    for i, p in trained.items():
+        if p.grad is not None:
+            products.add(i, part(p.grad, p))
+    return sum(p.grad is None for p in trained.values())
+
+
+def _by_grad(loss: Tensor, trained: Mapping[int, nn.Parameter], products: Products) -> int:
+    def taking(index: int) -> Callable[[Tensor], Tensor | None]:
+        def take(gradient: Tensor) -> Tensor | None:
+            """Called once, with the sum over all uses of the parameter; what it returns is what autograd keeps."""
+            products.add(index, gradient)
+            if type(gradient) is not Tensor or gradient.layout != torch.strided:
+                return None
+            return gradient.new_zeros(()).expand(gradient.shape)
+
+        return take
+
+    handles = [p.register_hook(taking(i)) for i, p in trained.items()] if products.early else []
+    try:
+        gradients = torch.autograd.grad(loss.sum(), list(trained.values()), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not products.early:
+        for i, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                products.add(i, gradient)
+    return sum(g is None for g in gradients)
 
 
 def hides_gradients(loss: Tensor) -> bool:

@@ -85,7 +85,7 @@ class ReferenceTPGM:
         weight = self.model.get_parameter(name)
         return (self.anchor[name].to(delta) + ratio * delta).to(weight.dtype), ratio
 
-    def update(self, loss_of: Callable[[nn.Module], Tensor], covers: int = 1, limit: float = 0.5) -> float:
+    def update(self, loss_of: Callable[[nn.Module], Tensor]) -> float:
         """One projection update; `loss_of(model)` is the validation loss of a model."""
         self.clip_radii(start=True)
         projected = copy.deepcopy(self.model).eval()
@@ -110,12 +110,7 @@ class ReferenceTPGM:
             self.scaled.copy_(self.gamma / unit)
             self.scaled.grad = slope * unit
             self.adam.step()
-            for l, (old, new) in enumerate(zip(self.gamma.tolist(), (self.scaled * unit).tolist(), strict=True)):
-                step = new - old
-                if covers > 1 and math.isfinite(step) and step != 0:
-                    step *= min(max(limit * old / abs(step), 1), covers)
-                    new = max(old + step, EPS)
-                self.gamma[l] = new
+            self.gamma.copy_(self.scaled * unit)
         return loss.item()
 
     @torch.no_grad()
