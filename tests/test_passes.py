@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tpgm
 import tpgm._engine.passes
 from tpgm._engine.passes import Passes, Way
-from tpgm.projection import Norm, as_rows, row_norms, row_ratios, scale_rows, upcast
+from tpgm.projection import NORMS, Measure, Norm, as_rows, project, row_norms, row_ratios, scale_rows, upcast
 
 SHAPES = ((), (40,), (5, 6), (4, 3, 3, 3), (6, 1, 2), (3, 50), (1, 9))
 
@@ -103,7 +104,7 @@ def test_sparse_gradients_and_long_rows() -> None:
     torch.testing.assert_close(Passes("l2").measure([long], [start])[0], (long - start).norm().reshape(1))
 
 
-@pytest.mark.parametrize("way", ["blocks", "grouped"])
+@pytest.mark.parametrize("way", get_args(Way))
 @pytest.mark.parametrize("kind", ["contiguous", "channels last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["l2", "mars"])
@@ -122,3 +123,28 @@ def test_advance_equals_its_pieces(
         torch.testing.assert_close(products, as_rows(upcast(g) * old, norm).sum(dim=1), **tight)
         torch.testing.assert_close(norms, row_norms(delta, norm), **tight)
         assert torch.equal(new, delta)
+
+
+@pytest.mark.parametrize("way", get_args(Way))
+def test_a_new_norm_is_one_line(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Euclidean norm of each row: passes and radii know what to do from the table in ``tpgm.projection`` alone."""
+    if way == "compiled":
+        pytest.importorskip("numba")
+    monkeypatch.setitem(NORMS, "rows-l2", Measure(by_row=True, power=2))
+    monkeypatch.setattr(tpgm._engine.passes, "WAY", way)
+    norm: Any = "rows-l2"
+    model = nn.Linear(6, 4, dtype=torch.float64)
+    start = {name: p.detach() - torch.randn_like(p) for name, p in model.named_parameters()}
+    constraint = tpgm.TPGM(model, anchor=start, norm=norm, lr=0.1)
+    moved = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = torch.randn(5, 6, dtype=torch.float64)
+    constraint.update(lambda: model(x).square().sum())
+    constraint.project_()
+    assert torch.allclose(
+        row_norms(moved["weight"] - start["weight"], norm), (moved["weight"] - start["weight"]).norm(dim=1)
+    )
+    for name, p in model.named_parameters():
+        expected = project(moved[name], start[name], constraint.radii[name], norm)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-6)
+        lengths = row_norms(p.detach() - start[name], norm)
+        assert lengths.max() <= constraint.radii[name] * (1 + 1e-6)

@@ -32,7 +32,7 @@ from tpgm.buffers import (
     statistics_kept,
 )
 from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
-from tpgm.projection import Norm, check_norm, row_ratios
+from tpgm.projection import NORMS, Norm, check_norm, count_rows, row_ratios
 
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
@@ -66,10 +66,11 @@ class TPGM:
     first.
 
     Memory: the anchor, and during an update one copy of the constrained weights and the gradients of the validation
-    loss (on a CPU only a few of them at a time). anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves that of float32 weights, and displaces
-    it by up to 2⁻⁹ of each weight, from which displacements then count). anchor_device: keep it there ("cpu": in the
-    host's memory; it is streamed to the weights' device in every pass). keep_copy: on a CPU, keep the memory of that
-    copy between updates, because fresh memory costs more time there than the arithmetic; False gives it back.
+    loss (on a CPU only a few of them at a time). anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves
+    that of float32 weights, and displaces it by up to 2⁻⁹ of each weight, from which displacements then count).
+    anchor_device: keep it there ("cpu": in the host's memory; it is streamed to the weights' device in every pass).
+    keep_copy: on a CPU, keep the memory of that copy between updates, because fresh memory costs more time there than
+    the arithmetic; False gives it back.
 
     buffers: what BatchNorm's running statistics do when weights are projected, in `update`, `projected` and `project_`
     alike. "keep", the published behaviour: they stay as training left them. "reestimate": `update` uses the statistics
@@ -179,7 +180,7 @@ class TPGM:
         # infinite: no constraint yet
         self._radii = nn.Parameter(torch.full((len(self._params),), math.inf, dtype=dtype, device=first.device))
         # values of rows that each tensor has
-        self._rows = [p.shape[0] if norm == "mars" and p.dim() > 1 else 1 for p in self._params.values()]
+        self._rows = [count_rows(p, norm) for p in self._params.values()]
         self._lengths = torch.tensor(self._rows, device=first.device)
         # what Adam moves: γ itself, or γ over its unit
         self._unit = None if unit == "norm" else self._weight_units(dtype, first.device)
@@ -200,10 +201,9 @@ class TPGM:
 
     def _weight_units(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Norm of a displacement of 1 in every weight of a row ("mars") or tensor ("l2"), one value a tensor."""
-        mars = self.norm == "mars"
-        sizes = [p.numel() // (len(p) if mars and p.dim() > 1 else 1) for p in self._params.values()]
+        sizes = [p.numel() // count_rows(p, self.norm) for p in self._params.values()]
         units = torch.tensor(sizes, dtype=dtype, device=device)
-        return units if mars else units.sqrt()
+        return units if NORMS[self.norm].power == 1 else units.sqrt()
 
     def _neighbours(self, groups: Sequence[Sequence[str]] | None) -> list[tuple[int, int]]:
         """Index pairs of neighbouring constrained tensors, by group."""

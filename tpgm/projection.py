@@ -7,7 +7,7 @@ a tensor with fewer than two dimensions is one row.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,35 @@ from torch import Tensor
 Norm = Literal["l2", "mars"]
 
 
+class Measure(NamedTuple):
+    """What a norm takes together and how.
+
+    by_row: one norm for each row, or one for the whole tensor. power: 1 for the sum of absolute values, 2 for the root
+    of the sum of squares.
+    """
+
+    by_row: bool
+    power: Literal[1, 2]
+
+
+# all that the rest of the package knows of a norm; a new one is a line here and a word in `Norm`
+NORMS: dict[str, Measure] = {"l2": Measure(by_row=False, power=2), "mars": Measure(by_row=True, power=1)}
+
+
 def check_norm(norm: str) -> None:
     """Raise ValueError unless `norm` is "l2" or "mars"."""
-    if norm not in get_args(Norm):
-        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(map(repr, get_args(Norm)))}")
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(map(repr, NORMS))}")
+
+
+def count_rows(tensor: Tensor, norm: Norm) -> int:
+    """How many norms a tensor has: one for each row, or one."""
+    return tensor.shape[0] if NORMS[norm].by_row and tensor.dim() > 1 else 1
 
 
 def as_rows(tensor: Tensor, norm: Norm) -> Tensor:
     """The tensor as (rows, columns), one row for each norm it has; a view where the layout allows."""
-    rows = tensor.shape[0] if norm == "mars" and tensor.dim() > 1 else 1
+    rows = count_rows(tensor, norm)
     return tensor.reshape(rows, tensor.numel() // rows if rows else 0)
 
 
@@ -35,7 +55,7 @@ def upcast(tensor: Tensor) -> Tensor:
 def row_norms(displacement: Tensor, norm: Norm) -> Tensor:
     """``n_i``, shape (rows,), float32 or float64: for "mars" the L1 norm of each row, for "l2" one Euclidean norm."""
     rows = as_rows(upcast(displacement), norm)
-    return rows.abs().sum(dim=1) if norm == "mars" else torch.linalg.vector_norm(rows, dim=1)
+    return rows.abs().sum(dim=1) if NORMS[norm].power == 1 else torch.linalg.vector_norm(rows, dim=1)
 
 
 def row_ratios(norms: Tensor, radius: Tensor | float, eps: float = 0.0) -> Tensor:

@@ -25,8 +25,8 @@ class Products:
     """Row products of gradient and displacement, ``⟨g_i, W_i − W⁰_i⟩``, taken while gradients arrive.
 
     weights, anchors: in the order of the parameters, as ``Passes.dots`` takes them. ``.early`` says whether products
-    are taken before all gradients are there, ``.arrived`` holds the indices of those that came. On other devices than a CPU they are not: launching a kernel for each
-    tensor costs more there than memory does.
+    are taken before all gradients are there, ``.arrived`` holds the indices of those that came. On other devices than
+    a CPU none is early: launching a kernel for each tensor costs more there than memory does.
     """
 
     def __init__(self, passes: Passes, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> None:

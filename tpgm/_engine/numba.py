@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from tpgm.projection import Norm, as_rows, row_norms, scale_rows
+from tpgm.projection import NORMS, Norm, as_rows, count_rows, row_norms, scale_rows
 
 PIECE = 1 << 14  # numbers in a piece
 SHARE = 1 << 17  # numbers in a thread's share of the work, at least
@@ -55,22 +55,22 @@ _pointer: Any = intrinsic(_pointer_code)
 
 
 @_compiled
-def _measure(low: Any, high: Any, like: Any, pieces: Any, weights: Any, anchors: Any, mars: Any, sums: Any) -> None:
+def _measure(low: Any, high: Any, like: Any, pieces: Any, weights: Any, anchors: Any, squares: Any, sums: Any) -> None:
     tensor, start, length, _ = pieces
     for k in range(low, high):
         t, offset, n = tensor[k], start[k] * like.itemsize, length[k]
         w = carray(_pointer(weights[t] + offset, like), n)
         a = carray(_pointer(anchors[t] + offset, like), n)
-        if mars:
-            rough = like.dtype.type(0)
-            for i in range(n):
-                rough += abs(w[i] - a[i])
-            sums[k] = rough
-        else:  # in float64: squares of small displacements would vanish
+        if squares:  # in float64: squares of small displacements would vanish
             total = 0.0
             for i in range(n):
                 total += np.float64(w[i] - a[i]) ** 2
             sums[k] = total
+        else:
+            rough = like.dtype.type(0)
+            for i in range(n):
+                rough += abs(w[i] - a[i])
+            sums[k] = rough
 
 
 @_compiled
@@ -101,6 +101,33 @@ def _scale(low: Any, high: Any, like: Any, pieces: Any, outs: Any, weights: Any,
         elif outs[t] != weights[t]:
             for i in range(n):
                 out[i] = w[i]
+
+
+@_compiled
+def _advance(
+    low: Any, high: Any, like: Any, pieces: Any, moved: Any, grads: Any, weights: Any, anchors: Any,
+    squares: Any, products: Any, sums: Any,
+) -> None:  # fmt: skip
+    tensor, start, length, _ = pieces
+    for k in range(low, high):
+        t, offset, n = tensor[k], start[k] * like.itemsize, length[k]
+        d = carray(_pointer(moved[t] + offset, like), n)
+        g = carray(_pointer(grads[t] + offset, like), n)
+        w = carray(_pointer(weights[t] + offset, like), n)
+        a = carray(_pointer(anchors[t] + offset, like), n)
+        product, rough, total = like.dtype.type(0), like.dtype.type(0), 0.0
+        if squares:
+            for i in range(n):
+                product += g[i] * d[i]
+                d[i] = w[i] - a[i]
+                total += np.float64(d[i]) ** 2
+        else:
+            for i in range(n):
+                product += g[i] * d[i]
+                d[i] = w[i] - a[i]
+                rough += abs(d[i])
+        products[k] = product
+        sums[k] = total if squares else rough
 
 
 # --- how tensors are cut, and shared out
@@ -144,16 +171,14 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="tpgm")
 
 
-def _run(kernel: Kernel, norm: Norm, tensors: Sequence[Sequence[Tensor]], *rest: Any, sums: bool) -> list[Tensor]:
-    """Call the kernel with the addresses of the tensors and `rest`; with `sums`, return the sum of each row."""
+def _run(kernel: Kernel, norm: Norm, tensors: Sequence[Sequence[Tensor]], *rest: Any, sums: int) -> list[list[Tensor]]:
+    """Call the kernel with the addresses of the tensors and `rest`; returns the row sums of each of its `sums`."""
     first, threads = tensors[0], torch.get_num_threads()
-    rows = [t.shape[0] if norm == "mars" and t.dim() > 1 else 1 for t in first]
+    rows = [count_rows(t, norm) for t in first]
     table = _table(tuple((r, t.numel() // r) for r, t in zip(rows, first, strict=True)), threads)
     like = np.empty(0, dtype=np.float64 if first[0].dtype == torch.float64 else np.float32)
-    found = np.empty(len(table.pieces[0]))
-    arguments = [*(np.array([t.data_ptr() for t in each], dtype=np.int64) for each in tensors), *rest]
-    if sums:
-        arguments.append(found)
+    found = np.empty((sums, len(table.pieces[0])))
+    arguments = [*(np.array([t.data_ptr() for t in each], dtype=np.int64) for each in tensors), *rest, *found]
 
     # it holds the tensors: an interrupt must not free memory in which a thread still writes
     def share(low: int, high: int, held: Sequence[Sequence[Tensor]] = tensors) -> None:
@@ -169,11 +194,10 @@ def _run(kernel: Kernel, norm: Norm, tensors: Sequence[Sequence[Tensor]], *rest:
                 future.result()
         finally:
             wait(running)
-    if not sums:
-        return []
-    whole = np.add.reduceat(found, table.firsts)
-    values = np.sqrt(whole) if kernel is _measure and norm == "l2" else whole
-    return list(torch.split(torch.from_numpy(values.astype(like.dtype)), table.rows))
+    whole = np.add.reduceat(found, table.firsts, axis=1)
+    if sums and kernel in (_measure, _advance) and NORMS[norm].power == 2:
+        np.sqrt(whole[-1], out=whole[-1])
+    return [list(torch.split(torch.from_numpy(of.astype(like.dtype)), table.rows)) for of in whole]
 
 
 # --- the passes
@@ -181,12 +205,25 @@ def _run(kernel: Kernel, norm: Norm, tensors: Sequence[Sequence[Tensor]], *rest:
 
 def measure(norm: Norm, weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
     """Row norms of the displacements, as ``Passes.measure``."""
-    return _run(_measure, norm, [weights, anchors], norm == "mars", sums=True)
+    return _run(_measure, norm, [weights, anchors], NORMS[norm].power == 2, sums=1)[0]
 
 
 def dots(norm: Norm, gradients: Sequence[Tensor], weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
     """Row products of gradient and displacement, as ``Passes.dots``."""
-    return _run(_dots, norm, [gradients, weights, anchors], sums=True)
+    return _run(_dots, norm, [gradients, weights, anchors], sums=1)[0]
+
+
+def advance(
+    norm: Norm,
+    displacements: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Row products with the displacements of before, and norms of the new ones, as ``Passes.advance``."""
+    tensors = [displacements, gradients, weights, anchors]
+    products, norms = _run(_advance, norm, tensors, NORMS[norm].power == 2, sums=2)
+    return products, norms
 
 
 def scale(
@@ -194,7 +231,7 @@ def scale(
 ) -> None:
     """Weights scaled by row, into `outs`, as ``Passes.scale``."""
     flat = torch.cat(list(ratios)).to(weights[0].dtype).numpy()
-    _run(_scale, norm, [outs, weights, anchors], flat, sums=False)
+    _run(_scale, norm, [outs, weights, anchors], flat, sums=0)
 
 
 def check(dtype: torch.dtype) -> None:
@@ -205,10 +242,12 @@ def check(dtype: torch.dtype) -> None:
     w, a, g = (torch.linspace(-1, top, 40).square().reshape(4, 10).to(dtype) for top in (1, 2, 3))
     ratios = torch.tensor([0.0, 0.25, 0.75, 1.0], dtype=dtype)
     for norm in get_args(Norm):
-        r = ratios if norm == "mars" else ratios[1:2]
-        out = torch.empty_like(w)
+        r = ratios[: count_rows(w, norm)]
+        out, moved, delta = torch.empty_like(w), g.clone(), w - a
         scale(norm, [out], [w], [a], [r])
-        found = [*measure(norm, [w], [a]), *dots(norm, [g], [w], [a]), out]
-        wanted = [row_norms(w - a, norm), as_rows(g * (w - a), norm).sum(dim=1), scale_rows(w, a, r, norm)]
+        (products,), (norms,) = advance(norm, [moved], [g], [w], [a])
+        found = [*measure(norm, [w], [a]), *dots(norm, [g], [w], [a]), out, products, norms, moved]
+        lengths, slopes = row_norms(delta, norm), as_rows(g * delta, norm).sum(dim=1)
+        wanted = [lengths, slopes, scale_rows(w, a, r, norm), as_rows(g * g, norm).sum(dim=1), lengths, delta]
         if not all(torch.allclose(x, y, rtol=1e-5, atol=1e-6) for x, y in zip(found, wanted, strict=True)):
             raise ArithmeticError("the compiled passes return wrong numbers")

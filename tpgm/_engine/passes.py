@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tpgm._engine.layout import fits
-from tpgm.projection import Norm, as_rows, row_norms, scale_rows, upcast
+from tpgm.projection import NORMS, Norm, as_rows, count_rows, row_norms, scale_rows, upcast
 
 BLOCK = 1 << 18  # numbers: of 2¹⁶ to 2²⁰ about the fastest, on one thread and on two
 GROUP = 1 << 26  # numbers in a group: 256 MiB of float32
@@ -58,7 +58,7 @@ def kernels(dtype: torch.dtype = torch.float32) -> Any:
 
 
 class Passes:
-    """The three passes for one norm; keeps its scratch memory, a block for each dtype.
+    """The passes for one norm; keeps its scratch memory, a block for each dtype.
 
     way: "compiled", on a CPU, where it fits; "grouped", tensors end to end; or "blocks". None, the default, chooses
     (unless ``WAY`` does): "grouped" for tensors that are not on a CPU, else "compiled" where it fits, else "blocks".
@@ -68,6 +68,7 @@ class Passes:
 
     def __init__(self, norm: Norm, way: Way | None = None) -> None:
         self.norm, self.way = norm, way or WAY
+        self._squares = NORMS[norm].power == 2
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
@@ -80,9 +81,7 @@ class Passes:
                 found += kernels(w[0].dtype).measure(self.norm, w, a)
             elif way == "grouped":
                 delta = self._group_delta(w, a)
-                squares = self.norm == "l2"
-                sums = self._group_rows(delta.square_() if squares else delta.abs_(), w)
-                found += torch._foreach_sqrt(sums) if squares else sums
+                found += self._group_norms(delta, w)
             else:
                 found.append(self._measure_one(w[0], a[0]))
         return found
@@ -133,17 +132,21 @@ class Passes:
         products, norms = list[Tensor](), list[Tensor]()
         for way, run in self._runs(displacements, weights, anchors, gradients):
             g, d, w, a = gradients[run], displacements[run], weights[run], anchors[run]
-            if way == "grouped":
+            if way == "compiled":
+                found, lengths = kernels(d[0].dtype).advance(self.norm, d, g, w, a)
+                products += found
+                norms += lengths
+            elif way == "grouped":
                 products += self._group_rows(_end_to_end(d).mul_(_end_to_end(g)), w)
                 delta = self._group_delta(w, a)
                 parts = torch.split(delta, [x.numel() for x in d])
                 torch._foreach_copy_(list(d), [part.view(x.shape) for part, x in zip(parts, d, strict=True)])
-                sums = self._group_rows(delta.square_() if self.norm == "l2" else delta.abs_(), w)
-                norms += torch._foreach_sqrt(sums) if self.norm == "l2" else sums
+                norms += self._group_norms(delta, w)
             else:
-                for tensors in zip(g, d, w, a, strict=True):
-                    for found, value in zip((products, norms), self._advance_one(*tensors), strict=True):
-                        found.append(value)
+                one, weight, anchor = d[0], upcast(w[0]), upcast(a[0])
+                products.append(as_rows(upcast(g[0]) * one, self.norm).sum(dim=1))
+                torch.sub(weight, anchor, out=one)
+                norms.append(row_norms(one, self.norm))
         return products, norms
 
     # --- one tensor, in blocks
@@ -153,16 +156,14 @@ class Passes:
         if views is None:
             return row_norms(upcast(w) - upcast(a.to(w.device)), self.norm)
         norms = w.new_empty(len(views[0]), dtype=_wide(w.dtype))
-        total = 0.0
+        power, total = (2 if self._squares else 1), 0.0
         for rows, (wb, ab) in self._blocks(views):
-            delta = self._delta(wb, ab)
+            found = torch.linalg.vector_norm(self._delta(wb, ab), power, dim=1)
             if len(norms) > 1:
-                _sum(delta.abs_(), rows, norms)
-            elif self.norm == "mars":
-                total += float(delta.abs_().sum(dim=1))
+                norms[rows] = found
             else:
-                total += float(torch.linalg.vector_norm(delta)) ** 2
-        return norms if len(norms) > 1 else norms.fill_(total if self.norm == "mars" else total**0.5)
+                total += float(found) ** power  # in float64, where small squares do not vanish
+        return norms if len(norms) > 1 else norms.fill_(total ** (1 / power))
 
     def _scale_one(self, out: Tensor, w: Tensor, a: Tensor, ratios: Tensor) -> None:
         views = self._blocked(out, w, a)
@@ -184,7 +185,7 @@ class Passes:
     def _dots_one(self, g: Tensor | None, w: Tensor, a: Tensor) -> Tensor:
         wide = _wide(w.dtype)
         if g is None:
-            return torch.zeros(w.shape[0] if self.norm == "mars" and w.dim() > 1 else 1, dtype=wide, device=w.device)
+            return torch.zeros(count_rows(w, self.norm), dtype=wide, device=w.device)
         g = _dense(g)
         views = self._blocked(w, a, g)
         if views is None:
@@ -199,38 +200,12 @@ class Passes:
                 total += float(torch.dot(delta[0], gb[0].to(wide)))
         return sums if len(sums) > 1 else sums.fill_(total)
 
-    def _advance_one(self, g: Tensor, displacement: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        views = self._blocked(displacement, w, a, g)
-        if views is None or len({w.dtype, a.dtype, g.dtype, displacement.dtype}) > 1:
-            products = as_rows(upcast(g) * displacement, self.norm).sum(dim=1)
-            torch.sub(upcast(w), upcast(a), out=displacement)
-            return products, row_norms(displacement, self.norm)
-        products, norms = w.new_zeros(2, len(views[0]))
-        total = squares = 0.0
-        for rows, (db, wb, ab, gb) in self._blocks(views):
-            room = self._room(db, db.dtype)
-            if len(norms) > 1:
-                _sum(torch.mul(db, gb, out=room), rows, products)
-            else:
-                total += float(torch.dot(db[0], gb[0]))
-            torch.sub(wb, ab, out=db)
-            if self.norm == "l2":
-                squares += float(torch.linalg.vector_norm(db)) ** 2
-            elif len(norms) > 1:
-                _sum(torch.abs(db, out=room), rows, norms)
-            else:
-                squares += float(torch.abs(db, out=room).sum(dim=1))
-        if len(norms) == 1:
-            products.fill_(total)
-            norms.fill_(squares**0.5 if self.norm == "l2" else squares)
-        return products, norms
-
     def _blocked(self, *tensors: Tensor) -> list[Tensor] | None:
         """Each tensor as (rows, columns) in the order of its memory; None unless all lie alike, rows together."""
         first = tensors[0]
         if first.device.type != "cpu" or not self._fit(*tensors):
             return None
-        rows = first.shape[0] if self.norm == "mars" and first.dim() > 1 else 1
+        rows = count_rows(first, self.norm)
         columns = first.numel() // rows
         return [t.as_strided((rows, columns), (columns, 1)) for t in tensors]
 
@@ -238,7 +213,7 @@ class Passes:
         """Whether each is a block of memory, all in one order, in which every row is a block."""
         if not fits(written, *read):
             return False
-        rows = written.shape[0] if self.norm == "mars" and written.dim() > 1 else 1
+        rows = count_rows(written, self.norm)
         return rows == 1 or written.stride(0) * rows == written.numel()
 
     def _blocks(self, views: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -300,8 +275,13 @@ class Passes:
 
     def _group_rows(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the rows of tensors laid end to end."""
-        counts = [w.shape[0] if self.norm == "mars" and w.dim() > 1 else 1 for w in like]
+        counts = [count_rows(w, self.norm) for w in like]
         return list(torch.split(torch.segment_reduce(flat, "sum", lengths=self._lengths(like, counts)), counts))
+
+    def _group_norms(self, delta: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Row norms of displacements laid end to end, which are overwritten."""
+        sums = self._group_rows(delta.square_() if self._squares else delta.abs_(), like)
+        return list(torch._foreach_sqrt(sums)) if self._squares else sums
 
     def _lengths(self, like: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         columns = [w.numel() // max(1, rows) for w, rows in zip(like, counts, strict=True)]

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tpgm.projection import Norm
+from tpgm.projection import NORMS, Norm
 
 FLAT = "FullyShardedDataParallel hides tensors in flat buffers; shard with fully_shard (FSDP2) instead"
 
@@ -86,7 +86,7 @@ class Shards:
         self._own: list[Tensor | None] = []  # which of them lie here; None: all
         self._split: list[tuple[Any, tuple[int, ...]]] = []  # mesh and those of its dimensions that split the tensor
         for name, p in params.items():
-            by_row = norm == "mars" and p.dim() > 1
+            by_row = NORMS[norm].by_row and p.dim() > 1
             self._rows.append(rows := p.shape[0] if by_row else 1)
             check_layout(name, p)
             placements: Sequence[Any] = getattr(p, "placements", ())
@@ -118,7 +118,7 @@ class Shards:
 
     def norms(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Row norms of whole tensors, of all rows, from those of the parts that lie here."""
-        if self.norm == "mars":
+        if NORMS[self.norm].power == 1:
             return self.add(parts)
         squares = self.add([p.double().square() for p in parts])
         return [square.sqrt().to(p) for square, p in zip(squares, parts, strict=True)]

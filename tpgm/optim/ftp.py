@@ -23,7 +23,7 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
-from tpgm.projection import Norm, check_norm, row_ratios
+from tpgm.projection import Norm, check_norm, count_rows, row_ratios
 
 EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
 
@@ -81,7 +81,7 @@ def _start(norm: Norm, params: list[Tensor], states: list[State]) -> None:
         if "radius" not in s:
             wide = torch.float64 if p.dtype == torch.float64 else torch.float32
             s["displacement"] = torch.zeros_like(p, dtype=wide, requires_grad=False)
-            rows = p.shape[0] if norm == "mars" and p.dim() > 1 else 1
+            rows = count_rows(p, norm)
             s["norms"] = torch.zeros(rows, dtype=wide, device=p.device)
             for name, value in (("radius", EPS), ("radius_exp_avg", 0.0), ("radius_exp_avg_sq", 0.0)):
                 s[name] = s["norms"].new_full((), value)
