@@ -66,10 +66,11 @@ class TPGM:
     first.
 
     Memory: the anchor, and during an update one copy of the constrained weights and the gradients of the validation
-    loss (on a CPU only a few of them at a time). anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves that of float32 weights, and displaces
-    it by up to 2⁻⁹ of each weight, from which displacements then count). anchor_device: keep it there ("cpu": in the
-    host's memory; it is streamed to the weights' device in every pass). keep_copy: on a CPU, keep the memory of that
-    copy between updates, because fresh memory costs more time there than the arithmetic; False gives it back.
+    loss (on a CPU only a few of them at a time). anchor_dtype: keep the anchor in this type (``torch.bfloat16`` halves
+    that of float32 weights, and displaces it by up to 2⁻⁹ of each weight, from which displacements then count).
+    anchor_device: keep it there ("cpu": in the host's memory; it is streamed to the weights' device in every pass).
+    keep_copy: on a CPU, keep the memory of that copy between updates, because fresh memory costs more time there than
+    the arithmetic; False gives it back.
 
     buffers: what BatchNorm's running statistics do when weights are projected, in `update`, `projected` and `project_`
     alike. "keep", the published behaviour: they stay as training left them. "reestimate": `update` uses the statistics
