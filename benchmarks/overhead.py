@@ -20,7 +20,7 @@ import torch
 
 from tpgm import finetune, models
 from tpgm.book.experiments.experiment import append, provenance
-from tpgm.book.experiments.protocol import BUDGET
+from tpgm.book.experiments.icon_studies import BUDGET
 from tpgm.training.loop import _Run
 
 EVERY: dict[str, Any] = {"radius_lr": 0.1, "val_batch_size": BUDGET["batch_size"]}
