@@ -22,7 +22,7 @@ import torch
 
 from tpgm import TPGM, finetune, models
 from tpgm.book.experiments.experiment import append, provenance
-from tpgm.book.experiments.protocol import BUDGET
+from tpgm.book.experiments.icon_studies import BUDGET
 
 EVERY: dict[str, Any] = {"radius_lr": 0.1, "val_batch_size": BUDGET["batch_size"]}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -32,7 +32,7 @@ def main() -> None:
             for seed in range(count):
                 job = Job.of_experiment({**TINY, "seed": seed, "settings": {"epochs": 1}})
                 began = time.perf_counter()
-                client.submit(perform, job, store.url, threads, pure=False).result()
+                client.submit(perform, job, store.url, threads, 600.0, pure=False).result()
                 seconds = time.perf_counter() - began
                 # the log's last line: "done after 1.2 s", of the experiment alone
                 itself = float((Path(folder) / job.name / LOG).read_text().split()[-2])

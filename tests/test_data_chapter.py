@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tpgm.book.icon_benchmark import DOMAINS, IconCollection, icon_collection, icons
 from tpgm.book.icon_tables import accuracy_table, icon_table, licence_counts, splits_table
 from tpgm.book.neighbour import mixed_designers, nearest_neighbour
+from tpgm.book.notebook import markdown
 from tpgm.book.plots.draw_data import class_sheet, count_bars, overview, solidity_figure, style_sheet
 from tpgm.data import ImageArray
 from tpgm.training.evaluate import Accuracy
@@ -72,16 +73,16 @@ def test_figures_show_the_numbers(data: IconCollection) -> None:
 
 
 def test_tables_count_what_is_there(data: IconCollection) -> None:
-    rows = [line.strip("| ").split(" | ") for line in icon_table(data).splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in markdown(icon_table(data)).splitlines()[2:]]
     assert [row[0] for row in rows] == list(DOMAINS)
     assert sum(int(n) for row in rows for n in row[1:4]) == len(data.labels)
     assert {row[4] for row in rows} == {"6"}
     splits = icons(source="tiny")
-    table = splits_table(splits).splitlines()[2:]
+    table = markdown(splits_table(splits)).splitlines()[2:]
     assert table[0].startswith(f"| train | {len(splits.train)} | 6 |")
     assert [line.split(" | ")[0] for line in table[3:]] == [f"| OOD test ({name})" for name in splits.ood_tests]
-    assert licence_counts(data.set_info).splitlines()[2:] == [f"| CC0-1.0 | 30 | {len(data.labels)} |"]
-    assert "| ID | 200 | 50.0 | 43.1 – 56.9 |" in accuracy_table({"ID": Accuracy(100, 200)})
+    assert markdown(licence_counts(data.set_info)).splitlines()[2:] == [f"| CC0-1.0 | 30 | {len(data.labels)} |"]
+    assert "| ID | 200 | 50.0 | 43.1 – 56.9 |" in markdown(accuracy_table({"ID": Accuracy(100, 200)}))
 
 
 def test_nearest_neighbour_finds_the_same_picture_and_ignores_contrast() -> None:

@@ -25,6 +25,7 @@ from tpgm.book.icon_benchmark import DOMAINS, cache, icon_collection, icons, ico
 from tpgm.book.icon_benchmark.designers import SHARES, SPLITS, balanced_split, designer, designer_splits
 from tpgm.book.icon_benchmark.iconify import IconSet, class_of_word, concept_of, concepts, read_package
 from tpgm.book.icon_tables import licence_table
+from tpgm.book.notebook import markdown
 
 icons_module = sys.modules["tpgm.book.icon_benchmark.icons"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,12 +206,13 @@ def test_wrong_arguments() -> None:
 
 
 def test_licence_table_escapes_what_markdown_would_read() -> None:
-    table = licence_table(
+    frame = licence_table(
         [
             IconSet("a", "A|B", "[x]", "https://example.org", "MIT", "", "", False, 1200),
             *icon_collection(source="tiny").set_info,
         ]
     )
+    table = markdown(frame)
     assert "| A\\|B | [\\[x\\]](https://example.org) | MIT | 1,200 |" in table
     assert len(table.splitlines()) == 3 + len(icon_collection(source="tiny").set_info)
 

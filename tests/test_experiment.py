@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from tpgm.book.experiments import experiment, protocol, results
-from tpgm.book.plots import experiments as plots
+from tpgm.book.experiments import experiment, frames, variants
+from tpgm.book.experiments.catalogue import STUDIES, find_study
+from tpgm.book.experiments.full_scale import RECIPES, placed
+from tpgm.book.experiments.icon_studies import BESIDE, TRIED, beside
+from tpgm.book.experiments.study import SEEDS, Entry, Study
+from tpgm.book.notebook import markdown
+from tpgm.book.plots import comparison as plots
 from tpgm.cli import main
+from tpgm.methods import options
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TINY: dict[str, Any] = {
     "source": "tiny",
@@ -74,11 +84,33 @@ def test_bad_data_keys(tmp_path: Path) -> None:
 
 
 def test_a_setting_without_effect_does_not_count() -> None:
-    def key(**settings: Any) -> str:
-        return experiment.key({**TINY, "method": "tpgm", "settings": settings})
+    config = {**TINY, "method": "tpgm", "label": "mine", "settings": {"tolerance": 0.25}}
+    assert experiment.key(config) == experiment.key({**TINY, "method": "tpgm", "settings": {}})
+    assert experiment.key(config) != experiment.key({**config, "settings": {"radius_lr": 0.5}})
 
-    assert key(tolerance=0.25) == key(tolerance=0.5)
-    assert key(every="auto", tolerance=0.25) != key(every="auto", tolerance=0.5)
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "tpgm", "settings": {"every": "auto", "tolerance": 0.5, "gone": 1}},
+        {"method": "a-method-that-is-gone", "settings": {}},
+        {"method": "vanilla", "settings": {}, "key_that_is_gone": 1},
+    ],
+)
+def test_rows_of_what_no_longer_exists_are_read_and_shown(config: dict[str, Any]) -> None:
+    full = {**experiment.resolve({"method": "vanilla"}), **config}
+    row = {"config": full, "id": 0.5, "ood": 0.4, "seconds": 1.0}
+    rows = [row, {**row, "config": {**full, "seed": 1}}, {**row, "config": {**full, "settings": {"gone": 2}}}]
+    assert [len(v.rows) for v in variants.grouped(rows).values()] == [2, 1]
+    assert "50.0" in markdown(frames.overview(rows))
+    assert len(variants.select(rows, full)) == 2
+    assert experiment.missing([{"method": "vanilla"}], rows)
+
+
+def test_every_committed_row_has_a_key() -> None:
+    paths = sorted((ROOT / "results").glob("**/*.jsonl"))
+    keys = [experiment.key(r["config"]) for p in paths for r in experiment.read(p) if "accuracies" in r]
+    assert len(keys) > 300
 
 
 def test_rows_survive_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> None:
@@ -117,7 +149,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["results", str(tmp_path / "no.jsonl")]) == 1
 
 
-# --- the protocol and what is computed
+# --- studies
 
 
 def made(config: dict[str, Any], val: float, id_: float, ood: float) -> experiment.Row:
@@ -125,45 +157,113 @@ def made(config: dict[str, Any], val: float, id_: float, ood: float) -> experime
     return {"config": full, "val": val, "id": id_, "ood": ood, "seconds": 1.0, "peak_memory_mb": 1.0}
 
 
-def test_every_method_has_three_settings_that_can_be_run() -> None:
-    for part, labels in protocol.LABELS.items():
-        for regime in protocol.REGIMES[part]:
-            for label in labels:
-                candidates = protocol.configs(part, regime, label, 0)
-                assert len({experiment.key(c) for c in candidates}) == 3
-    for label, own in protocol.FIXED.items():
-        assert sum(own.items() <= s.items() for s in protocol.TRIED[label][1]) == 1
+def essence(config: dict[str, Any]) -> str:
+    """What of a configuration is not a default: the same whatever settings the library has gained or lost."""
+    full = experiment.resolve(config)
+    of = options(full["method"])
+    settings = {n: v for n, v in full["settings"].items() if v != of[n][0] and n != "tolerance"}
+    rest = {k: v for k, v in full.items() if k != "settings" and v != experiment.KEYS[k][0]}
+    return json.dumps({**rest, "method": full["method"], "settings": settings}, sort_keys=True)
 
 
-def test_extras_can_be_run_and_differ() -> None:
-    for what, count in (("ablations", 16), ("paths", 1), ("controlled", 3)):
-        found = protocol.extras(what, "icons-resnet")
-        assert len({experiment.key(c) for c in found}) == len(found) == 3 * count
-    with pytest.raises(ValueError, match="unknown extra 'more'"):
-        protocol.extras("more", "icons-resnet")
+def all_configs(name: str) -> list[dict[str, Any]]:
+    name, _, dry = name.partition(" ")
+    if name not in RECIPES:
+        study = find_study(name)
+        return [c for label in study.entries for seed in SEEDS for c in study.configs(label, seed)]
+    studies = [placed(name, "data", "weights", seed=seed, dry_run=bool(dry)) for seed in SEEDS]
+    return [c for study in studies for label in study.entries for c in study.configs(label)]
+
+
+FROZEN = json.loads((Path(__file__).parent / "frozen_studies.json").read_text(encoding="utf8"))
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_configurations_are_those_that_the_committed_rows_were_made_with(name: str) -> None:
+    """Number and checksum of each study's configurations, written down before there was one schema for them."""
+    found = sorted({essence(config) for config in all_configs(name)})
+    assert [len(found), hashlib.sha256("\n".join(found).encode()).hexdigest()] == FROZEN[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"), [("resnet:upstream", 2), ("resnet:imagenet", 2), ("vit:upstream", 8), ("text", 0)]
+)
+def test_committed_rows_are_found(name: str, rest: int) -> None:
+    """rest: what was never run, so that a key which changes is seen."""
+    study = find_study(name)
+    rows = experiment.read(experiment.committed(study.file))
+    assert len(list(study.due(rows))) == rest
+    wanted = {experiment.key(config) for config in all_configs(name)}
+    assert {experiment.key(row["config"]) for row in rows} <= wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"), [("ablations:icons-resnet", 3), ("paths:icons-vit", 0), ("controlled:icons-vit", 0)]
+)
+def test_committed_rows_beside_the_comparison_are_found(name: str, rest: int) -> None:
+    rows = experiment.read(experiment.committed(find_study(name).file))
+    assert len(list(find_study(name).due(rows))) == rest
+
+
+def test_every_method_of_the_comparison_has_three_settings_that_can_be_run() -> None:
+    for study in STUDIES.values():
+        for label, entry in study.entries.items():
+            assert len({experiment.key(c) for c in study.configs(label)}) == 3
+            assert entry.fixed is None or entry.fixed in entry.values
+    assert [label for label, entry in TRIED.items() if entry.fixed] == ["linear-probe", "vanilla", "wise-ft"]
+
+
+def test_studies_beside_can_be_run_and_differ() -> None:
+    for what, count in (("ablations", 15), ("paths", 1), ("controlled", 3)):
+        configs = all_configs(f"{what}:icons-resnet")
+        assert len({experiment.key(c) for c in configs}) == len(configs) == 3 * count
+        assert len(list(beside(what, "icons-resnet").plan([]))) == count == len(BESIDE[what])
+    with pytest.raises(ValueError, match="unknown study 'more'"):
+        beside("more", "icons-resnet")
+    with pytest.raises(ValueError, match="did you mean 'resnet:upstream'"):
+        find_study("resnet:upstraem")
+    with pytest.raises(ValueError, match="no label 'wise'; did you mean 'wise-ft'"):
+        list(STUDIES["text"].plan([], ["wise"]))
+
+
+def test_a_misspelt_setting_is_refused_not_ignored() -> None:
+    study = Study("s", "", {}, {"epochs": 1, "radius_lr": 0.1}, {"a": Entry("vanilla", {"epoch": 2})})
+    (config,) = study.configs("a")
+    assert "radius_lr" not in config["settings"], "of the budget counts what the method has"
+    with pytest.raises(ValueError, match="no setting 'epoch'"):
+        experiment.resolve(config)
 
 
 def test_the_choice_looks_at_id_validation_only_and_then_all_seeds_are_due() -> None:
-    candidates = protocol.configs("resnet", "upstream", "wise-ft", 0)
+    study = STUDIES["resnet:upstream"]
+    candidates = study.configs("wise-ft")
     rows = [
         made(c, v, i, o)
         for c, v, i, o in zip(candidates, (0.5, 0.8, 0.8), (0.9, 0.1, 0.9), (0.9, 0.1, 0.9), strict=True)
     ]
-    assert protocol.choose(candidates, rows)["settings"]["alpha"] == 0.5  # the first of the best on validation
+    assert study.choose("wise-ft", rows)["settings"]["alpha"] == 0.5  # the first of the best on validation
     with pytest.raises(ValueError, match="1 of 3 candidates of 'wise-ft'"):
-        protocol.choose(candidates, rows[:2])
-    left = list(protocol.due("resnet", "upstream", rows, ["wise-ft"]))
+        study.choose("wise-ft", rows[:2])
+    assert len(list(study.plan(rows[:2], ["wise-ft"]))) == 3, "what follows is not known before the search is complete"
+    left = list(study.due(rows, ["wise-ft"]))
     assert [(c["seed"], c["settings"]["alpha"]) for c in left] == [(1, 0.5), (2, 0.5)]
     rows += [made(c, 0.5, 0.6, 0.4) for c in left]
-    assert not list(protocol.due("resnet", "upstream", rows, ["wise-ft"]))
-    chosen = results.chosen("resnet", "upstream", rows)
+    assert not list(study.due(rows, ["wise-ft"]))
+    chosen = study.chosen(rows)
     assert list(chosen) == ["wise-ft"]
     assert chosen["wise-ft"].choice == "alpha=0.5"
     assert [row["config"]["seed"] for row in chosen["wise-ft"].rows] == [0, 1, 2]
-    assert list(results.fixed("resnet", "upstream", rows)) == ["wise-ft, alpha=0.5"]
+    assert list(study.fixed(rows)) == ["wise-ft, alpha=0.5"]
 
 
-def test_run_all_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_setting_runs_on_every_seed_whatever_is_chosen() -> None:
+    study = STUDIES["text"]
+    rows = [made(c, val, 0.5, 0.5) for c, val in zip(study.configs("lp-ft"), (0.1, 0.2, 0.3), strict=True)]
+    found = [(c["seed"], c["settings"]["lr"]) for c in study.due(rows, ["lp-ft"])]
+    assert found == [(1, 3e-4), (2, 3e-4), (1, 1e-4), (2, 1e-4)]
+
+
+def test_a_killed_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
     def fake(config: dict[str, Any], **_: Any) -> experiment.Row:
@@ -174,40 +274,47 @@ def test_run_all_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
         return made(config, 0.5, 0.5, 0.5)
 
     monkeypatch.setattr(experiment, "run", fake)
-    out = tmp_path / "rows.jsonl"
+    out, study = tmp_path / "rows.jsonl", STUDIES["resnet:upstream"]
     with pytest.raises(SystemExit):
-        protocol.run_all("resnet", "upstream", out, labels=["lp-ft"])
-    assert protocol.run_all("resnet", "upstream", out, labels=["lp-ft"]) == 3
+        study.run(out, labels=["lp-ft"])
+    assert study.run(out, labels=["lp-ft"]) == 3
     rows = experiment.read(out)
     assert len({experiment.key(r["config"]) for r in rows}) == len(rows) == 5
 
 
+# --- what is computed from rows
+
+
 def test_means_and_intervals() -> None:
-    m = results.mean([0.1, 0.2, 0.3])
+    m = variants.mean([0.1, 0.2, 0.3])
     # t with 2 degrees of freedom: 4.3027; standard deviation 0.1
     assert (m.value, m.half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5))
     assert str(m) == "20.0 ± 24.8"
-    assert str(results.mean([0.5])) == "50.0"
+    assert str(variants.mean([0.5])) == "50.0"
     with pytest.raises(ValueError, match="no values"):
-        results.mean([])
+        variants.mean([])
 
 
-def summaries(values: dict[str, float]) -> dict[str, results.Summary]:
+def table(make: Callable[..., Any], *arguments: Any, **more: Any) -> str:
+    return markdown(make(*arguments, **more))
+
+
+def variants_of(values: dict[str, float]) -> dict[str, variants.Variant]:
     config = {**TINY, "method": "vanilla"}
     return {
-        label: results.Summary(label, "x=1", tuple(made({**config, "seed": s}, 0.5, v + 0.1, v) for s in (0, 1)))
+        label: variants.Variant(label, "x=1", tuple(made({**config, "seed": s}, 0.5, v + 0.1, v) for s in (0, 1)))
         for label, v in values.items()
     }
 
 
 def test_regret_is_against_the_best_of_each_regime() -> None:
-    by_regime = {"a": summaries({"x": 0.7, "y": 0.6, "only": 0.9}), "b": summaries({"x": 0.2, "y": 0.5})}
-    regret = results.regrets(by_regime, {"a": ["x", "y"], "b": ["x", "y"]})
+    by_regime = {"a": variants_of({"x": 0.7, "y": 0.6, "only": 0.9}), "b": variants_of({"x": 0.2, "y": 0.5})}
+    regret = variants.regrets(by_regime, {"a": ["x", "y"], "b": ["x", "y"]})
     assert set(regret) == {"x", "y"}
     assert regret["x"] == pytest.approx({"a": 0.0, "b": 0.3, "mean": 0.15})
     assert regret["y"] == pytest.approx({"a": 0.1, "b": 0.0, "mean": 0.05})
-    assert results.regret_table(regret).splitlines()[2].startswith("| y | 10.0 | 0.0 | 5.0 |")
-    assert results.accuracy_table(by_regime["a"]).splitlines()[2].startswith("| only | `x=1` | 100.0 ± 0.0 | 90.0")
+    assert table(frames.regret, regret).splitlines()[2].startswith("| y | 10.0 | 0.0 | 5.0 |")
+    assert table(frames.accuracies, by_regime["a"]).splitlines()[2].startswith("| only | `x=1` | 100.0 ± 0.0 | 90.0")
     for figure in (
         plots.id_against_ood(by_regime, {"a": {"x": by_regime["a"]["x"].rows[0]}}),
         plots.regret_bars(regret),
@@ -248,9 +355,9 @@ def test_a_barrier_is_the_fall_below_the_straight_line(row: experiment.Row) -> N
         return {name: {"correct": n, "total": 10} for name, n in share.items()}
 
     (bent,) = figure_rows(row, at(2, 5), at(1, 9), at(6, 5))
-    assert results.barrier(bent) == pytest.approx(0.3)  # the line is at 0.4 in the middle
-    assert results.barrier(bent, "ood") == pytest.approx(0.0)
-    line = results.barrier_table({"net": [bent]}).splitlines()[2]
+    assert variants.barrier(bent) == pytest.approx(0.3)  # the line is at 0.4 in the middle
+    assert variants.barrier(bent, "ood") == pytest.approx(0.0)
+    line = table(frames.barriers, {"net": [bent]}).splitlines()[2]
     assert line == "| net | 30.0 | 0.0 | 2.00 | 1.00 | 1 |"
 
 
@@ -260,31 +367,31 @@ def test_ood_accuracy_at_equal_id_accuracy(row: experiment.Row) -> None:
         return {name: {"correct": n, "total": 10} for name, n in share.items()}
 
     (path,) = figure_rows(row, at(2, 8), at(4, 6), at(3, 1))
-    assert results.ood_at(path, 0.3) == pytest.approx(0.7)  # on the way up, not the 0.1 at the end
-    assert results.ood_at(path, 0.41) is None
+    assert variants.ood_at(path, 0.3) == pytest.approx(0.7)  # on the way up, not the 0.1 at the end
+    assert variants.ood_at(path, 0.41) is None
     better = {**penalized(row), "id": 0.3, "ood": 0.75}
-    line = results.equal_id_table([path], [better]).splitlines()[2]
+    line = table(frames.equal_id, [path], [better]).splitlines()[2]
     assert line.endswith("| 30.0 | 75.0 | 5.0 | 1 of 1 |")
-    assert results.equal_id_table([path], [{**better, "id": 0.9}]).splitlines()[2].endswith("| – | 0 of 1 |")
+    assert table(frames.equal_id, [path], [{**better, "id": 0.9}]).splitlines()[2].endswith("| – | 0 of 1 |")
 
 
 def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
     names = list(row["ratios"])
     rising = {**row, "ratios": {name: n / len(names) for n, name in enumerate(names)}}
-    line = results.depth_table({"rising": [rising]}).splitlines()[2]
+    line = table(frames.depth, {"rising": [rising]}).splitlines()[2]
     half = len(names) // 2
     lower = sum(range(half)) / half / len(names)
     upper = sum(range(half, len(names))) / (len(names) - half) / len(names)
     assert line == f"| rising | 1.00 | {lower:.2f} | {upper:.2f} | 1 |"
     falling = {**row, "ratios": {name: -n for n, name in enumerate(names)}}
-    assert "| -1.00 |" in results.depth_table({"falling": [falling]})
-    lengths = results.row_lengths("icons-resnet")
+    assert "| -1.00 |" in table(frames.depth, {"falling": [falling]})
+    lengths = variants.row_lengths("icons-resnet")
     even = {**row, "radii": {name: 2e-3 * lengths[name] for name in names}}
-    assert "| even | – | 2.00 | 2.00 |" in results.depth_table({"even": [even]}, what="radii")
+    assert "| even | – | 2.00 | 2.00 |" in table(frames.depth, {"even": [even]}, what="radii")
     convolution = [n for n, kind in row["kinds"].items() if kind == "convolution"]
     ones = {**row, "ratios": {name: float(name in convolution) for name in names}}
-    header, _, line = results.kind_table({"run": [ones]}).splitlines()
+    header, _, line = table(frames.kinds, {"run": [ones]}).splitlines()
     cells = dict(zip(header.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
     assert (cells["convolution"], cells["normalization"]) == ("1.00", "0.00")
-    groups = {"g": summaries({"base": 0.5, "other": 0.7})}
-    assert "| g | other | 80.0 ± 0.0 | 70.0 ± 0.0 | 20.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in results.difference_table(groups)
+    groups = {"g": variants_of({"base": 0.5, "other": 0.7})}
+    assert "| g | other | 80.0 ± 0.0 | 70.0 ± 0.0 | 20.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in table(frames.differences, groups)

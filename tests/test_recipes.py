@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from tests.trees import domainnet_tree, imagenet_tree, moco_layout
-from tpgm.book.experiments import recipes
+from tpgm.book.experiments import full_scale
 from tpgm.book.experiments.experiment import read, resolve
-from tpgm.book.experiments.recipes import RECIPES, configs, run_recipe, settings, settings_table, table
+from tpgm.book.experiments.full_scale import RECIPES, placed, recipe_frame, run_recipe, settings_frame, stated
+from tpgm.book.notebook import markdown
 from tpgm.cli import main
 from tpgm.data.domainnet import DOMAIN_SIZES
 from tpgm.data.imagenet import SHIFTS
 from tpgm.methods import METHODS, options
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "full_scale.md"
-PLACE = {"root": "data", "checkpoint": "weights.pth"}
 each_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 
@@ -70,6 +70,17 @@ def moco_resnet50(folder: Path) -> Path:
     return path
 
 
+def table(recipe: str, rows: list[dict[str, Any]]) -> str:
+    return markdown(recipe_frame(recipe, rows))
+
+
+def configs(
+    recipe: str, root: str = "data", checkpoint: str = "weights.pth", *, labels: Any = (), **how: Any
+) -> list[dict[str, Any]]:
+    study = placed(recipe, root, checkpoint, **how)
+    return [config for label in study.known(labels) for config in study.configs(label)]
+
+
 def use(monkeypatch: pytest.MonkeyPatch, recipe: str, architecture: str) -> None:
     """The recipe with another architecture in the place of its own."""
     found = RECIPES[recipe]
@@ -102,7 +113,7 @@ def assert_whole(recipe: str, rows: list[dict[str, Any]], tests: set[str]) -> No
             assert row["radii"]
     text = table(recipe, rows)
     assert text.count("dry run, no result") == len(rows)
-    assert text.count("not run yet") == len(RECIPES[recipe].methods) - len(rows)
+    assert text.count("not run yet") == len(RECIPES[recipe].entries) - len(rows)
 
 
 OOD = {"domainnet": {"sketch", "painting", "infograph", "clipart"}, "imagenet": {"v2", "a", "r", "sketch"}}
@@ -114,21 +125,21 @@ def test_every_method_on_domainnet_in_a_dry_run(tmp_path: Path, monkeypatch: pyt
     use(monkeypatch, "domainnet-moco-rn50", architecture)
     out = tmp_path / "rows.jsonl"
     rows = run_recipe("domainnet-moco-rn50", root, path, out=out, dry_run=True, progress=False)
-    assert [row["config"]["method"] for row in rows] == list(RECIPES["domainnet-moco-rn50"].methods)
+    assert [row["config"]["method"] for row in rows] == list(RECIPES["domainnet-moco-rn50"].entries)
     assert_whole("domainnet-moco-rn50", rows, OOD["domainnet"])
     tpgm = next(row for row in rows if row["config"]["method"] == "tpgm")
     assert not any(name.startswith("fc.") for name in tpgm["radii"]), "the new head is excluded"
     assert "conv1.0.weight" in tpgm["radii"]
     # what is there is not run again
     before = out.read_bytes()
-    again = run_recipe("domainnet-moco-rn50", root, path, out=out, dry_run=True, progress=False, methods=["ftp"])
+    again = run_recipe("domainnet-moco-rn50", root, path, out=out, dry_run=True, progress=False, labels=["ftp"])
     assert out.read_bytes() == before
     assert again == [row for row in read(out) if row["config"]["method"] == "ftp"]
     # a crash between the end of a run and the note of its row loses nothing
     lines = before.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:-1]))
     (last,) = run_recipe(
-        "domainnet-moco-rn50", root, path, out=out, dry_run=True, progress=False, methods=[rows[-1]["config"]["method"]]
+        "domainnet-moco-rn50", root, path, out=out, dry_run=True, progress=False, labels=[rows[-1]["config"]["method"]]
     )
     assert (last, out.read_bytes()) == (rows[-1], before)
 
@@ -141,7 +152,7 @@ def test_every_method_on_imagenet_in_a_dry_run(
     use(monkeypatch, "imagenet-clip-vitb16", architecture)
     caplog.clear()
     rows = run_recipe("imagenet-clip-vitb16", root, path, out=tmp_path / "rows.jsonl", dry_run=True, progress=False)
-    assert [row["config"]["method"] for row in rows] == list(RECIPES["imagenet-clip-vitb16"].methods)
+    assert [row["config"]["method"] for row in rows] == list(RECIPES["imagenet-clip-vitb16"].entries)
     assert_whole("imagenet-clip-vitb16", rows, OOD["imagenet"])
     assert texts[0] == (("tench", "goldfish", "great white shark", "tiger shark"), 80)
     assert not caplog.records, "open_clip would say that weights are random, which are not"
@@ -154,7 +165,7 @@ def test_every_method_on_imagenet_in_a_dry_run(
 )
 def test_the_real_resnet50_in_a_dry_run(recipe: str, make: Any, tmp_path: Path) -> None:
     root, path = domainnet_tree(tmp_path / "domainnet"), make(tmp_path)
-    rows = run_recipe(recipe, root, path, out=tmp_path / "r.jsonl", dry_run=True, progress=False, methods=["tpgm"])
+    rows = run_recipe(recipe, root, path, out=tmp_path / "r.jsonl", dry_run=True, progress=False, labels=["tpgm"])
     assert_whole(recipe, rows, OOD["domainnet"])
     # MoCo-v3: 161 tensors less the head's two; CLIP: its own stem and pooling
     assert len(rows[0]["radii"]) >= 159
@@ -170,7 +181,7 @@ def test_the_command_runs_and_prints_the_table(
     assert main(given) == 0
     assert "dry run, no result" in capsys.readouterr().out
     assert main([*given, "--method", "magic"]) == 1
-    assert "no method 'magic'" in capsys.readouterr().err
+    assert "no label 'magic'" in capsys.readouterr().err
 
 
 def test_a_zero_shot_head_needs_a_text_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +189,7 @@ def test_a_zero_shot_head_needs_a_text_tower(tmp_path: Path, monkeypatch: pytest
     path, architecture = small_moco(tmp_path)
     use(monkeypatch, "imagenet-clip-vitb16", architecture)
     with pytest.raises(ValueError, match="no text tower"):
-        run_recipe("imagenet-clip-vitb16", root, path, out=tmp_path / "r.jsonl", dry_run=True, methods=["vanilla"])
+        run_recipe("imagenet-clip-vitb16", root, path, out=tmp_path / "r.jsonl", dry_run=True, labels=["vanilla"])
     assert not (tmp_path / "r.jsonl").exists()
 
 
@@ -195,52 +206,50 @@ def test_absent_data_and_checkpoint_are_named(tmp_path: Path) -> None:
 
 def test_the_published_settings() -> None:
     for recipe in ("domainnet-clip-rn50", "domainnet-moco-rn50"):
-        found = settings(recipe, "tpgm")
+        found = stated(recipe, "tpgm")
         expected = {"optimizer": "sgd", "lr": 1e-2, "norm": "mars", "every": 1, "updates": 1, "radius_lr": 1e-2}
         assert {name: found[name] for name in expected} == {name: (v, True) for name, v in expected.items()}
-        assert settings(recipe, "ftp")["lr"] == (1e-2, True)
+        assert stated(recipe, "ftp")["lr"] == (1e-2, True)
     for method in ("tpgm-end", "tpgm-c"):
-        assert settings("imagenet-clip-vitb16", method)["updates"] == (200, True)
-    assert settings("imagenet-clip-vitb16", "ftp")["lr"] == (1e-4, True)
+        assert stated("imagenet-clip-vitb16", method)["updates"] == (200, True)
+    assert stated("imagenet-clip-vitb16", "ftp")["lr"] == (1e-4, True)
     # nothing else is said to be published that is not
     for name in ("epochs", "batch_size", "augment", "weight_decay", "warmup"):
-        assert not settings("domainnet-clip-rn50", "tpgm")[name][1]
+        assert not stated("domainnet-clip-rn50", "tpgm")[name][1]
 
 
 @each_recipe
 def test_configurations_are_valid_and_complete(recipe: str) -> None:
-    for dry_run in (False, True):
-        for config in configs(recipe, **PLACE, seed=3, dry_run=dry_run):
-            full = resolve(config)
-            assert full["seed"] == 3
-            assert set(config["settings"]) == set(options(config["method"])) - {"seed"}
-    whole, dry = (configs(recipe, **PLACE, dry_run=d) for d in (False, True))
-    assert all(a["settings"]["epochs"] > b["settings"]["epochs"] == 1 for a, b in zip(whole, dry, strict=True))
-    assert {"vanilla", "linear-probe", "lp-ft", "wise-ft", "l2-sp", "ftp", "spd"} < set(RECIPES[recipe].methods)
-    # every setting a recipe names is one that some method of it has: a misspelt one would be ignored
     found = RECIPES[recipe]
-    for name in (*found.published, *found.chosen):
-        assert any(name in options(method) for method in found.methods), name
-    for method, parts in found.methods.items():
-        assert method in METHODS
-        for part in parts:
-            assert set(part) <= set(options(method)), method
-        assert not set(parts[0]) & set(parts[1])
-    assert not set(found.published) & set(found.chosen)
+    for dry_run in (False, True):
+        for config in configs(recipe, seed=3, dry_run=dry_run):
+            assert resolve(config)["seed"] == 3
+            assert set(stated(recipe, config["method"])) == set(options(config["method"])) - {"seed", "tolerance"}
+    whole, dry = (configs(recipe, dry_run=d) for d in (False, True))
+    assert all(a["settings"]["epochs"] > b["settings"]["epochs"] == 1 for a, b in zip(whole, dry, strict=True))
+    assert {"vanilla", "linear-probe", "lp-ft", "wise-ft", "l2-sp", "ftp", "spd"} < set(found.entries)
+    # every setting a recipe names is one that some method of it has: a misspelt one would be ignored
+    for name in found.budget:
+        assert any(name in options(entry.method) for entry in found.entries.values()), name
+    assert found.published <= set(found.budget)
+    for label, entry in found.entries.items():
+        assert entry.method in METHODS
+        assert set(entry.settings) <= set(options(entry.method)), label
+        assert entry.published <= set(entry.settings)
 
 
 @pytest.mark.parametrize(("key", "value"), [("head", "old"), ("templates", "many")])
 def test_head_and_templates_are_checked(key: str, value: str) -> None:
-    (config,) = configs("imagenet-clip-vitb16", **PLACE, methods=["vanilla"])
+    (config,) = configs("imagenet-clip-vitb16", labels=["vanilla"])
     with pytest.raises(ValueError, match=f"{key} must be one of"):
         resolve({**config, key: value})
 
 
 def test_unknown_names_are_answered_with_known_ones() -> None:
     with pytest.raises(ValueError, match="domainnet-moco-rn50"):
-        configs("domainnet", **PLACE)
+        configs("domainnet")
     with pytest.raises(ValueError, match="tpgm-end"):
-        configs("imagenet-clip-vitb16", **PLACE, methods=["tpgm"])
+        configs("imagenet-clip-vitb16", labels=["tpgm"])
 
 
 # --- tables
@@ -252,7 +261,7 @@ def row_of(config: dict[str, Any], id_: float, ood: float) -> dict[str, Any]:
 
 def test_the_table_averages_seeds_and_counts_only_the_recipe() -> None:
     def of(recipe: str, seed: int, **other: Any) -> dict[str, Any]:
-        (config,) = configs(recipe, root=f"r{seed}", checkpoint="w.pth", seed=seed, methods=["tpgm"])
+        (config,) = configs(recipe, root=f"r{seed}", checkpoint="w.pth", seed=seed, labels=["tpgm"])
         return {**config, **other}
 
     clip, moco = "domainnet-clip-rn50", "domainnet-moco-rn50"
@@ -271,7 +280,7 @@ def test_the_table_averages_seeds_and_counts_only_the_recipe() -> None:
 
 
 def test_a_full_run_covers_a_dry_one() -> None:
-    full, dry = (configs("domainnet-clip-rn50", **PLACE, dry_run=d, methods=["spd"])[0] for d in (False, True))
+    full, dry = (configs("domainnet-clip-rn50", dry_run=d, labels=["spd"])[0] for d in (False, True))
     assert "| 10.00 | 20.00 | dry run, no result |" in table("domainnet-clip-rn50", [row_of(dry, 0.1, 0.2)])
     both = table("domainnet-clip-rn50", [row_of(full, 0.3, 0.4), row_of(dry, 0.1, 0.2)])
     assert "| 30.00 | 40.00 | 1 seed |" in both
@@ -282,7 +291,7 @@ def test_a_full_run_covers_a_dry_one() -> None:
 @each_recipe
 @pytest.mark.parametrize("kind", ["results", "settings"])
 def test_the_page_shows_the_tables_that_the_code_makes(recipe: str, kind: str) -> None:
-    want = table(recipe, []) if kind == "results" else settings_table(recipe)
+    want = table(recipe, []) if kind == "results" else markdown(settings_frame(recipe))
     block = f"<!-- {kind} of {recipe} -->\n{want}\n<!-- end -->"
     assert block in PAGE.read_text(encoding="utf8"), f"book/full_scale.md must hold, as it stands:\n{block}"
 
@@ -297,4 +306,4 @@ def test_the_page_names_every_recipe_its_weights_and_the_sizes_of_the_data() -> 
     for name, found in RECIPES.items():
         assert f"`{name}`" in text
         assert found.weights in text
-    assert recipes.SOURCE.rpartition(" ")[2] in text
+    assert full_scale.SOURCE.rpartition(" ")[2] in text

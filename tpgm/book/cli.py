@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     experiment = commands.add_parser(
         "experiment",
         parents=[debug],
-        help="run one configuration, or a part of the protocol, and append its rows to a file",
+        help="run one configuration, or a whole study, and append its rows to a file",
         epilog="Examples: tpgm experiment model=icons-resnet method=tpgm seed=1 settings.epochs=2 --out rows.jsonl; "
         "tpgm experiment --protocol resnet:upstream --out results/resnet-upstream.jsonl",
     )
@@ -24,9 +25,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         "config", nargs="*", metavar="KEY=VALUE", help="see tpgm.book.experiments.experiment.KEYS; settings.NAME=VALUE"
     )
     experiment.add_argument(
-        "--protocol", metavar="PART:REGIME", help="such as resnet:upstream, ablations:icons-resnet or text"
+        "--protocol", metavar="STUDY", help="a study, such as resnet:upstream, ablations:icons-resnet or text"
     )
-    experiment.add_argument("--label", action="append", default=[], help="of the protocol: these methods only")
+    experiment.add_argument("--label", action="append", default=[], help="of the study: these labels only")
     experiment.add_argument(
         "--out", type=Path, required=True, help="file of JSON lines; what has a row is not run again"
     )
@@ -64,7 +65,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         help="run a full-scale recipe (DomainNet, ImageNet) and show it beside the published accuracies",
         epilog="Example: tpgm recipe domainnet-clip-rn50 --root data/domainnet --checkpoint RN50.pt --out rows.jsonl",
     )
-    recipe.add_argument("recipe", help="a name of tpgm.book.experiments.recipes.RECIPES")
+    recipe.add_argument("recipe", help="a name of tpgm.book.experiments.full_scale.RECIPES")
     recipe.add_argument("--root", type=Path, required=True, help="folder of the data's official layout")
     recipe.add_argument("--checkpoint", required=True, help="file of the recipe's weights")
     recipe.add_argument("--out", type=Path, required=True, help="file of JSON lines; what it has is not run again")
@@ -102,6 +103,13 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--out", help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
     run.add_argument("--parameters", action="store_true", help="list the notebook's parameters, run nothing")
+    run.add_argument(
+        "--limit",
+        type=float,
+        default=86_400,
+        metavar="SECONDS",
+        help="of each cell, after which it fails (default: a day)",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(run=_run)
 
@@ -124,33 +132,39 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
     sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
+    sweep.add_argument(
+        "--limit",
+        type=float,
+        default=86_400,
+        metavar="SECONDS",
+        help="of each run, after which it fails (default: a day)",
+    )
     sweep.add_argument("--list", action="store_true", help="print the names of the runs, run nothing")
     sweep.add_argument("--quiet", action="store_true", help="no progress")
     sweep.set_defaults(run=_sweep)
 
 
+def _once(pairs: Iterable[Sequence[str]], where: str) -> dict[str, str]:
+    """Names and values as a mapping. Raises ValueError for a name that stands there twice."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{where} has {name} twice: {found[name]!r} and {value!r}")
+        found[name] = value
+    return found
+
+
 def _experiment(args: argparse.Namespace) -> None:
-    from tpgm.book.experiments import experiment, protocol
+    from tpgm.book.experiments import experiment
 
     if args.protocol:
+        from tpgm.book.experiments.catalogue import find_study
+
         if args.config:
             raise ValueError("give configuration keys or --protocol, not both")
-        if args.protocol == "text":
-            from tpgm.book.text.protocol import run_all
-
-            count = run_all(args.out, labels=args.label, store=args.store)
-            print(f"{count} runs, rows in {args.out}")
-            return
-        part, _, regime = args.protocol.partition(":")
-        if part in ("ablations", "paths", "controlled"):
-            args.label = []
-        elif regime not in protocol.REGIMES.get(part, {}):
-            known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
-            known += ", text, and ablations, paths or controlled with a model's name"
-            raise ValueError(f"unknown part of the protocol {args.protocol!r}; choose one of {known}")
-        elif unknown := sorted(set(args.label) - set(protocol.LABELS[part])):
-            raise ValueError(f"unknown label {unknown[0]!r}; choose among {', '.join(protocol.LABELS[part])}")
-        count = protocol.run_all(part, regime, args.out, labels=args.label, store=args.store)
+        count = find_study(args.protocol).run(
+            args.out, labels=args.label, store=args.store, progress=not args.quiet and sys.stderr.isatty()
+        )
         print(f"{count} runs, rows in {args.out}")
         return
     config = experiment.parse(pairs(args.config, "a configuration"))
@@ -165,22 +179,26 @@ def _experiment(args: argparse.Namespace) -> None:
 
 
 def _results(args: argparse.Namespace) -> None:
-    from tpgm.book.experiments import experiment, results
+    from tpgm.book.experiments import experiment, frames, variants
+    from tpgm.book.notebook import markdown
 
     rows = experiment.read(*args.files)
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, args.files))}")
     if args.plot:
-        from tpgm.book.plots.experiments import id_against_ood
+        from tpgm.book.plots.comparison import id_against_ood
         from tpgm.files import write_aside
 
-        panels: dict[str, dict[str, results.Summary]] = {}
-        for (model, label, number), summary in results.grouped(rows).items():
-            panels.setdefault(model, {})[f"{label} {number}"] = summary
+        panels: dict[str, dict[str, variants.Variant]] = {}
+        for (model, label, number), variant in variants.grouped(rows).items():
+            panels.setdefault(model, {})[f"{label} {number}"] = variant
         with write_aside(args.plot) as aside:
             id_against_ood(panels).savefig(aside, format=args.plot.suffix.lstrip(".") or "png")
         print(f"figure: {args.plot}", file=sys.stderr)
-    print(results.as_csv(rows) if args.csv else results.overview(rows), end="" if args.csv else "\n")
+    if args.csv:
+        print(frames.flat(rows).to_csv(index=False), end="")
+    else:
+        print(markdown(frames.overview(rows)))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -193,7 +211,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _recipe(args: argparse.Namespace) -> None:
     from tpgm.book.experiments.experiment import read
-    from tpgm.book.experiments.recipes import run_recipe, table
+    from tpgm.book.experiments.full_scale import recipe_frame, run_recipe
+    from tpgm.book.notebook import markdown
 
     run_recipe(
         args.recipe,
@@ -202,30 +221,29 @@ def _recipe(args: argparse.Namespace) -> None:
         out=args.out,
         seed=args.seed,
         dry_run=args.dry_run,
-        methods=args.method,
+        labels=args.method,
         progress=not args.quiet,
     )
-    print(f"\n{table(args.recipe, read(args.out))}\n\nrows: {args.out}")
+    print(f"\n{markdown(recipe_frame(args.recipe, read(args.out)))}\n\nrows: {args.out}")
 
 
 def _data(args: argparse.Namespace) -> None:
     from tpgm import data
     from tpgm.book.icon_benchmark.cache import cache_dir
     from tpgm.book.icon_tables import icon_table, licence_counts, licence_table, splits_table
+    from tpgm.book.notebook import markdown
 
     if args.what == "tweets":
         from tpgm.book.text import fetch, topics
 
         if not args.source:
             fetch()
-        print(topics.table(args.source or ""))
+        print(markdown(topics.table(args.source or "")))
         return
     common = {"source": args.source, "progress": not args.quiet}
     if args.what == "splits":
-        if args.subset == "upstream":
-            print(splits_table(data.icons_upstream(**common)))
-        else:
-            print(splits_table(data.icons(args.style, **common)))
+        upstream = args.subset == "upstream"
+        print(markdown(splits_table(data.icons_upstream(**common) if upstream else data.icons(args.style, **common))))
         return
     found = data.icon_collection(args.subset, **common)
     if args.what == "build":
@@ -233,13 +251,14 @@ def _data(args: argparse.Namespace) -> None:
         print(f"{len(found.names):,} {args.subset} icons of {len(found.class_names)} classes, {where}")
         print(f"SHA-256 {found.checksum}")
     elif args.what == "counts":
-        print(icon_table(found))
+        print(markdown(icon_table(found)))
     else:
-        print(f"{licence_table(found.set_info)}\n\n{licence_counts(found.set_info)}")
+        print(f"{markdown(licence_table(found.set_info))}\n\n{markdown(licence_counts(found.set_info))}")
 
 
 def _run(args: argparse.Namespace) -> None:
     from tpgm.book.sweep import notebooks
+    from tpgm.book.sweep.cluster import end_is_interruption
 
     if args.notebook is None:
         if args.given or args.out or args.parameters:
@@ -249,16 +268,27 @@ def _run(args: argparse.Namespace) -> None:
     path = notebooks.find(args.notebook)
     if args.parameters:
         for p in notebooks.declared(path).values():
-            print(f"{p.name:14s} {p.kind.__name__:6s} {p.default!r:16} {p.help}")
+            print(f"{p.name:14s} {p.kind:6s} {p.text:16} {p.help}")
         return
-    parameters = notebooks.parse(path, dict(args.given))
+    if not args.limit > 0:
+        raise ValueError(f"--limit must be above 0 seconds, got {args.limit}")
+    parameters = notebooks.parse(path, _once(args.given, "-p"))
     out = args.out or f"{path.stem}.out.ipynb"
     try:
-        seconds = notebooks.run_notebook(path, out, parameters, progress=not args.quiet)
+        with end_is_interruption():
+            seconds = notebooks.run_notebook(
+                path,
+                out,
+                parameters,
+                beside=notebooks.beside(path),
+                progress=not args.quiet,
+                cell_limit=args.limit,
+            )
     except Exception as error:
-        if args.debug or type(error).__name__ != "PapermillExecutionError":
+        if args.debug or type(error).__name__ not in ("PapermillExecutionError", "DeadKernelError", "CellTimeoutError"):
             raise
-        raise RuntimeError(f"{path.name}: a cell failed{str(error).rstrip()}") from error
+        failed = Path(out).with_suffix(notebooks.FAILED)
+        raise RuntimeError(f"{path.name}: a cell failed, see {failed}: {str(error).strip()}") from error
     print(f"{out}: {seconds:.0f} s")
 
 
@@ -272,19 +302,20 @@ def _sweep(args: argparse.Namespace) -> int:
     if not args.out:
         raise ValueError("say where the results go: --out FOLDER")
     try:
-        summary = sweep(
+        report = sweep(
             plan,
             args.out,
             retries=args.retries,
             scheduler=args.scheduler,
             workers=args.workers,
             threads=args.threads,
+            limit=args.limit,
             progress=not args.quiet,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; what is done is kept, the same command goes on from there") from None
-    print(summary.table())
-    for name, error in summary.errors.items():
+    print(report.table())
+    for name, error in report.errors.items():
         print(f"\n{name} failed:\n{error.strip()}", file=sys.stderr)
     print(f"rows: {args.out.rstrip('/')}/rows.jsonl")
-    return 1 if summary.failed else 0
+    return 1 if report.failed else 0

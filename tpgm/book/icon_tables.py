@@ -1,9 +1,10 @@
-"""What the data are, as Markdown tables for a notebook to display."""
+"""What the data are, as data frames for a chapter to show."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
+
+import pandas as pd
 
 from tpgm.book.icon_benchmark.designers import SPLITS, designer
 from tpgm.book.icon_benchmark.iconify import IconSet
@@ -13,58 +14,49 @@ from tpgm.data.splits import DataSplits
 from tpgm.training.evaluate import Accuracy
 
 
-def licence_table(sets: Iterable[IconSet]) -> str:
+def licence_table(sets: Iterable[IconSet]) -> pd.DataFrame:
     """Icon sets: name, author, licence, both with their links, and the number of icons used."""
 
-    def cell(text: str, link: str) -> str:
-        text = text.replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
+    def cell(text: str, link: str = "") -> str:
+        text = text.replace("[", "\\[").replace("]", "\\]")
         return f"[{text}]({link})" if link.startswith("http") else text
 
-    rows = ["| set | author | licence | icons |", "|---|---|---|---:|"]
-    for s in sets:
-        rows.append(
-            f"| {cell(s.name, '')} | {cell(s.author, s.url)} | {cell(s.license, s.license_url)} | {s.count:,} |"
-        )
-    return "\n".join(rows)
+    lines = [(cell(s.name), cell(s.author, s.url), cell(s.license, s.license_url), s.count) for s in sets]
+    return pd.DataFrame(lines, columns=["set", "author", "licence", "icons"])
 
 
-def icon_table(data: IconCollection) -> str:
+def icon_table(data: IconCollection) -> pd.DataFrame:
     """Icons of each style in each split, and how many designers drew them."""
-    rows = ["| style | " + " | ".join(SPLITS) + " | designers |", "|---|" + "---:|" * (len(SPLITS) + 1)]
+    lines = []
     for number, style in enumerate(DOMAINS):
         mask = data.domains == number
         counts = [int((mask & (data.splits == split)).sum()) for split in range(len(SPLITS))]
         drawn_by = {designer(data.set_info[s].author) for s in data.sets[mask].tolist()}
-        rows.append(f"| {style} | " + " | ".join(f"{n:,}" for n in counts) + f" | {len(drawn_by)} |")
-    return "\n".join(rows)
+        lines.append((style, *counts, len(drawn_by)))
+    return pd.DataFrame(lines, columns=["style", *SPLITS, "designers"])
 
 
-def splits_table(data: DataSplits) -> str:
+def splits_table(data: DataSplits) -> pd.DataFrame:
     """The parts of a data set: images, classes that occur, images of the rarest and of the median of these classes."""
-    rows = ["| part | images | classes | least | median |", "|---|---:|---:|---:|---:|"]
     parts = {"train": data.train, "validation": data.val, f"ID test ({data.id_domain})": data.id_test}
-    for name, part in {**parts, **{f"OOD test ({name})": test for name, test in data.ood_tests.items()}}.items():
-        counts = part.labels.bincount()
-        counts = counts[counts > 0].sort().values.tolist()
-        rows.append(f"| {name} | {len(part):,} | {len(counts)} | {counts[0]} | {counts[len(counts) // 2]} |")
-    return "\n".join(rows)
+    parts |= {f"OOD test ({name})": test for name, test in data.ood_tests.items()}
+    lines = []
+    for name, part in parts.items():
+        counts = sorted(n for n in part.labels.bincount().tolist() if n)
+        lines.append((name, len(part), len(counts), counts[0], counts[len(counts) // 2]))
+    return pd.DataFrame(lines, columns=["part", "images", "classes", "least", "median"])
 
 
-def licence_counts(sets: Iterable[IconSet]) -> str:
+def licence_counts(sets: Iterable[IconSet]) -> pd.DataFrame:
     """Sets and icons under each licence, most icons first."""
-    count_sets, count_icons = Counter(), Counter()
-    for s in sets:
-        count_sets[s.license] += 1
-        count_icons[s.license] += s.count
-    rows = ["| licence | sets | icons |", "|---|---:|---:|"]
-    rows += [f"| {name} | {count_sets[name]} | {icons:,} |" for name, icons in count_icons.most_common()]
-    return "\n".join(rows)
+    frame = pd.DataFrame([(s.license, 1, s.count) for s in sets], columns=["licence", "sets", "icons"])
+    return frame.groupby("licence", as_index=False).sum().sort_values("icons", ascending=False, ignore_index=True)
 
 
-def accuracy_table(rows: Mapping[str, Accuracy]) -> str:
+def accuracy_table(rows: Mapping[str, Accuracy]) -> pd.DataFrame:
     """By name of a test: images, accuracy and its 95 % interval, in per cent."""
-    lines = ["| tested on | images | accuracy, % | 95 % interval |", "|---|---:|---:|---|"]
+    lines = []
     for name, accuracy in rows.items():
         low, high = (100 * bound for bound in accuracy.interval)
-        lines.append(f"| {name} | {accuracy.total:,} | {100 * accuracy.value:.1f} | {low:.1f} – {high:.1f} |")
-    return "\n".join(lines)
+        lines.append((name, accuracy.total, 100 * accuracy.value, f"{low:.1f} – {high:.1f}"))
+    return pd.DataFrame(lines, columns=["tested on", "images", "accuracy, %", "95 % interval"])

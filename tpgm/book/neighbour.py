@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from tpgm.book.icon_benchmark.icons import IconCollection
 from tpgm.book.icon_benchmark.render import DOMAINS
@@ -44,8 +44,7 @@ def mixed_designers(data: IconCollection, like: DataSplits, seed: int) -> tuple[
 
 
 def _features(images: Tensor) -> Tensor:
-    grey = torch.cat(
-        [adaptive_avg_pool2d(chunk.float().mean(dim=1, keepdim=True), _CELLS) for chunk in images.split(_CHUNK)]
-    ).flatten(1)
+    chunks = torch.split(images, _CHUNK)
+    grey = torch.cat([adaptive_avg_pool2d(c.float().mean(dim=1, keepdim=True), _CELLS) for c in chunks]).flatten(1)
     grey = grey - grey.mean(dim=1, keepdim=True)
-    return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return normalize(grey, eps=1e-6)

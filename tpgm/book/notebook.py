@@ -1,14 +1,20 @@
-"""What the chapters' notebooks share: profiles that set the size of a run."""
+"""What the chapters' notebooks share: profiles that set the size of a run, and how tables are shown."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROFILES = ("smoke", "quick", "full")
+_FIGURE = re.compile(r"(\*\*)?[-−–]?[\d–]")  # a number, perhaps in bold
 
 
 def settings(profile: str, **choices: Mapping[str, Any]) -> SimpleNamespace:
@@ -45,3 +51,36 @@ def hardware() -> str:
         return "no GPU found; in Colab choose one under Runtime > Change runtime type"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     return f"GPU: {torch.cuda.get_device_name(0)}, {memory:.0f} GB"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A data frame as a Markdown table, without its index: columns of figures on the right, "–" for what
+    is absent.
+
+    Of ``frame.attrs``: digits (1): decimals of floats; note: a line below. Texts may hold Markdown, but no HTML.
+    """
+    digits = frame.attrs.get("digits", 1)
+    cells = [[_text(cell, digits) for cell in row] for row in frame.itertuples(index=False, name=None)]
+    given = [[row[n] for row in cells if row[n]] for n in range(len(frame.columns))]
+    right = [n > 0 and 2 * sum(bool(_FIGURE.match(c)) for c in column) > len(column) for n, column in enumerate(given)]
+    rule = "".join("---:|" if r else "---|" for r in right)
+    lines = [" | ".join(_text(str(name), digits) for name in frame.columns), *(" | ".join(row) for row in cells)]
+    table = "\n".join([f"| {lines[0]} |", f"|{rule}", *(f"| {line} |" for line in lines[1:])])
+    return f"{table}\n\n{frame.attrs['note']}" if "note" in frame.attrs else table
+
+
+def _text(cell: Any, digits: int) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.{digits}f}"
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    return str(cell).replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def show(*parts: str | pd.DataFrame) -> Any:
+    """Texts and data frames below each other, as a chapter displays them."""
+    from IPython.display import Markdown
+
+    return Markdown("\n\n".join(part if isinstance(part, str) else markdown(part) for part in parts))

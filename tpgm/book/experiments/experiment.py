@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -133,11 +133,14 @@ def run(
     full = resolve(config)
     kept = None if out is None else Path(out) / "row.json"
     if kept is not None and kept.is_file():
-        row: Row = json.loads(kept.read_text(encoding="utf-8"))
-        if key(row["config"]) == key(full):
-            return row  # finished; only the caller's note of it was lost
+        try:
+            row: Row = json.loads(kept.read_text(encoding="utf-8"))
+            if key(row["config"]) == key(full):
+                return row  # finished; only the caller's note of it was lost
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"{kept} holds no row and is written anew", stacklevel=2)
     start, data = _start(full, progress)
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     result = finetune(start, data, full["method"], out=out, progress=progress, store=store, seed=full["seed"], **given)
@@ -319,36 +322,29 @@ def read(*paths: str | Path) -> list[Row]:
     return rows
 
 
-def key(config: Mapping[str, Any]) -> str:
-    """Equal for configurations that compute the same; neither the label counts nor a setting without effect."""
-    settings = {k: v for k, v in config.get("settings", {}).items() if k != "tolerance"}
-    if settings.get("every") == "auto":  # a schedule that was removed: its rows stay readable
-        return json.dumps({**config, "label": None}, sort_keys=True)
-    full = {k: v for k, v in resolve({**config, "settings": settings}).items() if k != "label"}
-    return json.dumps(full, sort_keys=True)
+def comparable(config: Mapping[str, Any]) -> Config:
+    """The resolved configuration without the label and without settings that have no effect.
 
-
-def run_each(
-    todo: Iterable[Mapping[str, Any]],
-    path: Path,
-    rows: list[Row],
-    tell: Callable[[Row], str],
-    *,
-    store: str | Path | None = None,
-) -> int:
-    """Run configurations one after the other; returns how many.
-
-    Each row is appended to the file and to `rows` at once, so that `todo` may depend on it, and its line of `tell` is
-    printed.
+    A stored configuration that can no longer be run, because a method or setting is gone, is taken as it stands: its
+    rows are read, grouped and shown, and no configuration that can be run equals it.
     """
-    count = 0
-    for config in todo:
-        row = run(config, store=store)
-        append(path, row)
-        rows.append(row)
-        count += 1
-        print(tell(row), flush=True)
-    return count
+    given = {name: value for name, value in config.items() if name != "label"}
+    settings = dict(given.get("settings", {}))
+    if settings.get("every") != "auto":
+        settings.pop("tolerance", None)  # of the former every="auto"
+    try:
+        full = resolve({**given, "settings": settings})
+    except ValueError:
+        return given
+    del full["label"]
+    if full["settings"].get("every") != "auto":
+        full["settings"].pop("tolerance", None)
+    return full
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """Equal for configurations that compute the same, see `comparable`."""
+    return json.dumps(comparable(config), sort_keys=True)
 
 
 def missing(configs: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Config]:

@@ -3,14 +3,14 @@
 from tpgm.book.sweep.grid import Plan, read_grid
 from tpgm.book.sweep.jobs import Job
 from tpgm.book.sweep.notebooks import chapters, declared, find, run_notebook
+from tpgm.book.sweep.running import SweepReport, sweep
 from tpgm.book.sweep.store import Store
-from tpgm.book.sweep.sweep import Summary, sweep
 
 __all__ = [
     "Job",
     "Plan",
     "Store",
-    "Summary",
+    "SweepReport",
     "chapters",
     "declared",
     "find",

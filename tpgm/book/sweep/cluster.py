@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distributed import Client
+
+SECONDS_TO_ANSWER = 20
+LOOPBACK = "127.0.0.1"
 
 
 def gpus() -> list[str]:
@@ -28,12 +35,13 @@ def plan_workers(workers: int | None, threads: int | None) -> tuple[list[dict[st
     """The options of each worker of this machine, and the threads that torch gets in each.
 
     By default one worker for each GPU, or without one for each CPU core; `threads` shares the cores out. Every worker
-    does one run at a time, on a GPU of its own if there is one (then workers are at most as many as GPUs).
+    does one run at a time, on a GPU of its own if there is one (then workers are at most as many as GPUs). Raises
+    ValueError for less than one, or more than four for each core.
     """
     devices, cores = gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and not 1 <= value <= 4 * cores:
+            raise ValueError(f"{name} must be at least 1 and at most four for each of {cores} cores, got {value}")
     if devices and workers is not None and workers > len(devices):
         raise ValueError(f"{workers} workers need as many GPUs, there are {len(devices)}; hide them to run on the CPU")
     count = workers or len(devices) or max(1, cores // (threads or 1))
@@ -48,7 +56,10 @@ def plan_workers(workers: int | None, threads: int | None) -> tuple[list[dict[st
 def connect(address: str | None, workers: int | None, threads: int | None) -> Iterator[tuple[Client, int, bool]]:
     """A client of the cluster, the threads of a run, and whether a run asks for a worker's resource "GPU".
 
-    address: of a scheduler, or the path of its JSON file; None starts workers here and ends them afterwards.
+    address: of a scheduler, or the path of its JSON file; None starts workers here and ends them afterwards. Workers
+    started here listen on the loopback interface only, and speak TLS with a key that exists in this sweep's memory
+    alone: whoever can connect can run code. Raises OSError if no scheduler answers within 20 s, ValueError for
+    impossible numbers.
     """
     try:
         import distributed
@@ -58,28 +69,65 @@ def connect(address: str | None, workers: int | None, threads: int | None) -> It
     if address is not None:
         if workers is not None:
             raise ValueError("--workers is for this machine; a cluster has the workers it has")
-        where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
-        try:
-            client = distributed.Client(**where, timeout=20)
-        except (OSError, TimeoutError) as error:
-            raise OSError(f"no Dask scheduler at {address}: {error}") from error
-        with client:
+        with distributed.Client(_answering(address), timeout=SECONDS_TO_ANSWER) as client:
             resources = [w.get("resources", {}) for w in client.scheduler_info(n_workers=-1)["workers"].values()]
             yield client, threads or 1, any("GPU" in resource for resource in resources)
         return
     options, each = plan_workers(workers, threads)
-    common = {"silence_logs": logging.CRITICAL, "death_timeout": 60, "memory_limit": None}
     with _interrupts_held_back():
-        cluster = distributed.SpecCluster(
+        cluster = _local(options)
+    with _quiet_when_interrupted(), cluster, distributed.Client(cluster, security=cluster.security) as client:
+        yield client, each, "resources" in options[0]
+
+
+def _local(options: list[dict[str, Any]]) -> Any:
+    import dask
+    import distributed
+    from distributed.security import Security
+
+    common = {
+        "host": LOOPBACK,
+        "protocol": "tls://",
+        "security": (security := Security.temporary()),
+        "silence_logs": logging.CRITICAL,
+        "death_timeout": 60,
+        "memory_limit": None,
+    }
+    own = {"host": LOOPBACK, "protocol": "tls://", "port": 0, "security": security, "dashboard": False}
+    # each process has an HTTP server, which cannot be left out: it shows nothing
+    routes: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    with dask.config.set(routes):
+        return distributed.SpecCluster(
             workers={i: {"cls": distributed.Nanny, "options": {**common, **o}} for i, o in enumerate(options)},
-            scheduler={
-                "cls": distributed.Scheduler,
-                "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None},
-            },
+            scheduler={"cls": distributed.Scheduler, "options": {**own, "dashboard_address": f"{LOOPBACK}:0"}},
+            security=security,
             silence_logs=logging.CRITICAL,
         )
-    with _quiet_when_interrupted(), cluster, distributed.Client(cluster) as client:
-        yield client, each, "resources" in options[0]
+
+
+def _answering(address: str) -> str:
+    """The address, read from the scheduler's file if it is one, of a scheduler that has just answered."""
+    from distributed import rpc
+    from distributed.security import Security
+
+    where = address
+    if address.endswith(".json"):
+        try:
+            where = str(json.loads(Path(address).read_text(encoding="utf8"))["address"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{address} is no scheduler's file: it holds no address") from error
+
+    async def ask() -> Any:
+        async with rpc(where, connection_args=Security().get_connection_args("client")) as scheduler:
+            return await scheduler.identity()
+
+    try:  # the client's own timeout does not hold for a port that is silent or speaks something else
+        answer = asyncio.run(asyncio.wait_for(ask(), SECONDS_TO_ANSWER))
+    except Exception as error:  # whatever a stranger's answer is read as
+        raise OSError(f"no Dask scheduler at {address}: {error or type(error).__name__}") from error
+    if not isinstance(answer, dict) or answer.get("type") != "Scheduler":
+        raise OSError(f"no Dask scheduler at {address}: something else answers there")
+    return where
 
 
 @contextmanager
@@ -114,3 +162,20 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def end_is_interruption() -> Iterator[None]:
+    """SIGTERM, which Slurm and Kubernetes send before they kill, is Ctrl-C in here (in the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

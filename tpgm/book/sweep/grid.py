@@ -1,6 +1,6 @@
 """A grid file: which runs a sweep is made of.
 
-    notebook: 03_ratios          # a chapter's name or a path; or experiment: true; or protocol: resnet:upstream
+    notebook: 03_ratios          # a chapter's name or a path; or experiment: true; or protocol: STUDY
     fixed: {profile: full}       # the same in every run
     product: {seed: [0, 1, 2]}   # every combination
     zip: {a: [1, 2], b: [3, 4]}  # varied together
@@ -15,11 +15,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpgm.book.experiments.study import Study
 from tpgm.book.notebook import PROFILES
 from tpgm.book.sweep.jobs import Job
 
@@ -30,30 +32,16 @@ _KEYS = (*_KINDS, *_PARTS, "profiles")
 
 @dataclass
 class Plan:
-    """The jobs of a grid, and the parts of the protocol, whose second half is known only when the first has rows."""
+    """The jobs of a grid, and the studies, whose second half is known only when the first has rows."""
 
     jobs: list[Job]
-    protocols: list[tuple[str, str]] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
 
     def due(self, rows: Iterable[Mapping[str, Any]] = ()) -> list[Job]:
         """All jobs that can be named by now, done or not, each once. rows: the result rows there are."""
-        found = list(self.jobs)
         known = [dict(row) for row in rows if "config" in row]
-        for part, regime in self.protocols:
-            found += [Job.of_experiment(config) for config in _protocol(part, regime, known)]
+        found = [*self.jobs, *(Job.of_experiment(config) for study in self.studies for config in study.plan(known))]
         return list({job.name: job for job in found}.values())
-
-
-def _protocol(part: str, regime: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    from tpgm.book.experiments import experiment, protocol
-
-    for label in protocol.LABELS[part]:
-        candidates = protocol.configs(part, regime, label, protocol.SEARCH_SEED)
-        yield from candidates
-        if not experiment.missing(candidates, rows):
-            # as if only the candidates had been run: all that follows from them, run or not
-            keys = {experiment.key(c) for c in candidates}
-            yield from protocol.due(part, regime, [r for r in rows if experiment.key(r["config"]) in keys], [label])
 
 
 def read_grid(path: str | Path, profile: str | None = None) -> Plan:
@@ -62,15 +50,10 @@ def read_grid(path: str | Path, profile: str | None = None) -> Plan:
     profile: a name of the file's own ``profiles``, or of a notebook's sizes ("smoke", "quick", "full"). Raises
     ValueError naming the file and the section for what is wrong, FileNotFoundError if there is no such file.
     """
-    import yaml
-
     from tpgm.book.sweep.notebooks import find
 
     path = find(path, "experiments", "yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from error
+    content = _yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must hold a mapping with one of the keys {', '.join(_KINDS)}")
     several = "runs" in content
@@ -82,11 +65,28 @@ def read_grid(path: str | Path, profile: str | None = None) -> Plan:
             _add(plan, section, profile, path.parent)
         except (ValueError, FileNotFoundError) as error:
             where = f"{path.name}, section {number}" if several else path.name
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{where}: {error}{_why(str(error))}") from error
     plan.jobs = list({job.name: job for job in plan.jobs}.values())
-    if not plan.jobs and not plan.protocols:
+    if not plan.jobs and not plan.studies:
         raise ValueError(f"{path.name} leaves no run")
     return plan
+
+
+def _yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises ValueError for what is no YAML, and for a key that stands twice in a mapping."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise ValueError(f"{path.name}, line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+            return dict(super().construct_mapping(node, deep=deep))
+
+    try:
+        return yaml.load(path.read_text(encoding="utf8"), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from error
 
 
 def _add(plan: Plan, section: Any, profile: str | None, beside: Path) -> None:
@@ -99,7 +99,7 @@ def _add(plan: Plan, section: Any, profile: str | None, beside: Path) -> None:
         raise ValueError(f"a section says exactly one of {', '.join(_KINDS)}, this one {', '.join(kinds) or 'none'}")
     section = _with_profile(section, kinds[0], profile)
     if kinds[0] == "protocol":
-        plan.protocols.append(_protocol_of(section))
+        plan.studies.append(_study_of(section))
         return
     runs = list(expand(section))
     if kinds[0] == "experiment":
@@ -114,16 +114,20 @@ def _add(plan: Plan, section: Any, profile: str | None, beside: Path) -> None:
         plan.jobs += [Job.of_notebook(notebook, run) for run in runs]
 
 
-def _protocol_of(section: Mapping[str, Any]) -> tuple[str, str]:
-    from tpgm.book.experiments import protocol
+def _study_of(section: Mapping[str, Any]) -> Study:
+    from tpgm.book.experiments.catalogue import find_study
 
-    part, _, regime = str(section["protocol"]).partition(":")
-    if regime not in protocol.REGIMES.get(part, {}):
-        known = ", ".join(f"{p}:{r}" for p, regimes in protocol.REGIMES.items() for r in regimes)
-        raise ValueError(f"unknown part of the protocol {section['protocol']!r}; choose one of {known}")
     if more := [key for key in section if key != "protocol"]:
-        raise ValueError(f"the protocol is fixed; leave out {', '.join(more)}")
-    return part, regime
+        raise ValueError(f"a study is fixed; leave out {', '.join(more)}")
+    return find_study(str(section["protocol"]))
+
+
+def _why(message: str) -> str:
+    """What YAML has made of a value that a message calls wrong, "" if it seems to be what was meant."""
+    text, word = re.search(r"got '([^']*)'", message), re.search(r"got (True|False)", message)
+    if text and re.fullmatch(r"[-+]?\d[\d_]*\.?\d*[eE][-+]?\d+", text[1]):
+        return f"; YAML reads {text[1]} as text: write {float(text[1])!r}, or with a point and a signed exponent"
+    return "; YAML reads no, off, yes and on as false and true: put the word in quotes" if word else ""
 
 
 def _with_profile(section: Mapping[str, Any], kind: str, profile: str | None) -> dict[str, Any]:

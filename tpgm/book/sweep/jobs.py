@@ -27,14 +27,16 @@ class Job:
     """A notebook with parameters, or a configuration of `tpgm.book.experiments.experiment` (then `notebook` is None).
 
     name: of the run: what it is, and a hash of all that decides its result: the text of the notebook's cells, every
-    parameter, and the version of this package. parameters: complete and checked, JSON values. source: the notebook's
-    JSON text, so that a worker on another machine needs no file.
+    parameter, and the version of this package; not the files beside a notebook. parameters: checked JSON values, those
+    given of a notebook and all of an experiment. source: the notebook's JSON text, so that a worker on another machine
+    needs no file; beside: the folder whose files it may read, where there is one.
     """
 
     name: str
     parameters: dict[str, Any]
     notebook: str | None = None
     source: str | None = None
+    beside: str | None = None
 
     @classmethod
     def of_experiment(cls, config: Mapping[str, Any]) -> Job:
@@ -47,14 +49,16 @@ class Job:
 
     @classmethod
     def of_notebook(cls, notebook: str | Path, parameters: Mapping[str, Any]) -> Job:
-        """Raises ValueError as `tpgm.book.sweep.notebooks.resolve` does, FileNotFoundError without such a notebook."""
-        from tpgm.book.sweep.notebooks import find, resolve
+        """Raises ValueError as `tpgm.book.sweep.notebooks.checked` does, FileNotFoundError without such a notebook."""
+        from tpgm.book.sweep.notebooks import beside, checked, find
 
         path = find(notebook)
-        full = resolve(path, parameters)
+        given, every = checked(path, parameters)
         source = path.read_text(encoding="utf8")
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(source)["cells"]]
-        return cls(_name(path.stem, _digest(cells, full)), full, path.stem, source)
+        folder = beside(path)
+        name = _name(path.stem, _digest(cells, every))
+        return cls(name, given, path.stem, source, str(folder) if folder else None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -92,7 +96,7 @@ def _experiment(job: Job) -> dict[str, Any]:
 
 def _notebook(job: Job, folder: Path) -> dict[str, Any]:
     from tpgm.book.experiments.experiment import provenance
-    from tpgm.book.sweep.notebooks import run_notebook
+    from tpgm.book.sweep.notebooks import FAILED, checked, run_notebook
 
     source, record = folder / f"{job.notebook}.ipynb", folder / "record.jsonl"
     source.write_text(job.source or "", encoding="utf8")
@@ -100,17 +104,15 @@ def _notebook(job: Job, folder: Path) -> dict[str, Any]:
     os.environ.setdefault("TPGM_STATIC_SITE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     try:
-        seconds = run_notebook(source, folder / NOTEBOOK, job.parameters)
-    except Exception:
-        if (failed := (folder / NOTEBOOK).with_suffix(".failed.ipynb")).exists():
+        seconds = run_notebook(source, folder / NOTEBOOK, job.parameters, beside=job.beside)
+    finally:
+        if (failed := (folder / NOTEBOOK).with_suffix(FAILED)).exists():
             failed.replace(folder / NOTEBOOK)
-        raise
     lines = record.read_text(encoding="utf8").splitlines() if record.exists() else []
-    recorded = {name: value for line in lines for name, value in json.loads(line).items()}
     return {
         "notebook": job.notebook,
-        "parameters": job.parameters,
-        "recorded": recorded,
+        "parameters": checked(source, job.parameters)[1],
+        "recorded": {name: value for line in lines for name, value in json.loads(line).items()},
         "seconds": round(seconds, 2),
         **provenance(),
     }

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
+import math
+import os
 import re
 import tempfile
 import time
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,45 +22,65 @@ from tpgm.book.notebook import PROFILES
 from tpgm.files import write_aside
 from tpgm.names import hint
 
-_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+FAILED = ".failed.ipynb"
+_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, list, dict, tuple)} | {"None": type(None)}
+_SOCKET = 107 - len("/kernel-12345")  # what a Unix socket's path may have, in bytes, less the kernel's own part
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One line of a notebook's cell of parameters: ``name: kind = default  # help``.
 
-    choices: the values it may have, () where any of its type will do: those of `profile`, and those that the help
-    names after "one of", in double quotes or as the dotted name of a mapping.
+    kinds: the types it may have, by its annotation, else that of its default; () where any literal will do. default:
+    its value, or `...` where it is no literal, which is left to the notebook; text: as it is written. choices: the
+    values it may have, () where any of its type will do: those of `profile`, and those that the help names after "one
+    of", in double quotes or as the dotted name of a mapping.
     """
 
     name: str
-    kind: type
+    kinds: tuple[type, ...]
     default: Any
+    text: str
     help: str
     choices: tuple[Any, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        return " or ".join("None" if kind is type(None) else kind.__name__ for kind in self.kinds) or "any"
+
     def check(self, value: Any) -> Any:
         """The value, a whole number made float where a float is meant. Raises ValueError saying what is valid."""
-        if self.kind is float and type(value) is int:
+        if type(value) is int and float in self.kinds and int not in self.kinds:
             value = float(value)
-        if type(value) is not self.kind:
-            raise ValueError(f"{self.name} must be of type {self.kind.__name__}, got {value!r} ({self.help})")
+        if self.kinds and type(value) not in self.kinds:
+            raise ValueError(f"{self.name} must be of type {self.kind}, got {value!r} ({self.help})")
+        if not _literal(value):
+            raise ValueError(f"{self.name} must be made of numbers, texts, None, lists and mappings, got {value!r}")
         if self.choices and value not in self.choices:
             valid = ", ".join(map(str, self.choices))
             raise ValueError(f"{self.name} cannot be {value!r}; choose one of {valid}")
-        if self.name == "seed" and value < 0:
+        if self.name == "seed" and type(value) is int and value < 0:
             raise ValueError(f"seed must be at least 0, got {value}")
         return value
 
     def parse(self, text: str) -> Any:
         """A value from the command line's text. Raises ValueError as `check` does."""
-        if self.kind is str:
+        if self.kinds == (str,):
             return self.check(text)
         try:
             value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            value = text  # of the wrong type
-        return self.check(value)
+            value = text
+        return self.check(text if str in self.kinds and type(value) not in self.kinds else value)
+
+
+def _literal(value: Any) -> bool:
+    """Whether a value can be written into a notebook as it is: of exactly these types, whose text runs no code."""
+    if type(value) in (list, tuple):
+        return all(map(_literal, value))
+    if type(value) is dict:
+        return all(type(name) is str and _literal(of) for name, of in value.items())
+    return type(value) in (str, int, bool, type(None)) or (type(value) is float and math.isfinite(value))
 
 
 def _shipped(name: str) -> Path:
@@ -84,27 +109,60 @@ def find(name: str | Path, folder: str = "notebooks", suffix: str = "ipynb") -> 
     raise FileNotFoundError(f"no file {str(name)!r}; {hint(stem, known)}With the package come: {come}")
 
 
-def declared(notebook: str | Path) -> dict[str, Parameter]:
-    """The parameters of a notebook by name, as papermill reads them from its cell tagged ``parameters``.
+def beside(notebook: Path) -> Path | None:
+    """The folder whose files a notebook may read and import; None for the chapters, which need none."""
+    return None if notebook.parent == _shipped("notebooks").resolve() else notebook.parent
 
-    Raises ValueError if there is no such cell, or for a parameter without a type or with a default that is no literal.
+
+def declared(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters of a notebook by name: what its first cell tagged ``parameters`` assigns.
+
+    Raises ValueError if there is no such cell or it is no Python.
     """
-    import papermill
+    import nbformat
 
     path = Path(notebook)
-    found = {}
-    for name, line in papermill.inspect_notebook(str(path)).items():
-        kind, text = _TYPES.get(line["inferred_type_name"]), line["default"]
-        try:
-            default = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise ValueError(f"{path.name}: the default of {name} is no literal: {text}") from None
-        kind = kind or type(default)
-        choices = PROFILES if name == "profile" else _choices(line["help"])
-        found[name] = Parameter(name, kind, default, line["help"], choices)
-    if not found:
+    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    if not cells:
         raise ValueError(f"{path.name} has no cell tagged 'parameters'; papermill could change nothing in it")
+    source = re.sub(r"^\s*[%!?].*$", "", cells[0].source, flags=re.MULTILINE)  # IPython's own lines
+    try:
+        lines = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except SyntaxError as error:
+        raise ValueError(f"{path.name}: the cell of parameters is no Python: {error}") from error
+    notes = {token.end[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for line in lines:
+        if isinstance(line, ast.Assign) and len(line.targets) == 1:
+            target, value, annotation = line.targets[0], line.value, None
+        elif isinstance(line, ast.AnnAssign) and line.value is not None:
+            target, value, annotation = line.target, line.value, line.annotation
+        else:
+            continue
+        if isinstance(target, ast.Name):
+            note = notes.get(line.end_lineno or 0, "").lstrip("# ").strip()
+            found[target.id] = _parameter(target.id, value, annotation, note)
     return found
+
+
+def _parameter(name: str, value: ast.expr, annotation: ast.expr | None, note: str) -> Parameter:
+    try:
+        default = ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        default = ...
+    kinds = _kinds(annotation) if annotation else () if default in (None, ...) else (type(default),)
+    choices = PROFILES if name == "profile" and default in PROFILES else _choices(note)
+    return Parameter(name, kinds, default, ast.unparse(value), note, choices)
+
+
+def _kinds(annotation: ast.expr) -> tuple[type, ...]:
+    """The types an annotation allows; () for one that says more than simple types, None and unions of them."""
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        left, right = _kinds(annotation.left), _kinds(annotation.right)
+        return left + right if left and right else ()
+    text = ast.unparse(annotation.value if isinstance(annotation, ast.Subscript) else annotation)
+    return (_TYPES[text],) if text in _TYPES else ()
 
 
 def _choices(text: str) -> tuple[str, ...]:
@@ -116,49 +174,55 @@ def _choices(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r'"([^"]+)"', rest))
 
 
-def resolve(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a notebook: those given, checked, and defaults for the rest.
+def checked(notebook: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters given, checked; and every parameter: those, and defaults, as text where they are no literals.
 
     Raises ValueError listing the valid ones for an unknown name, a wrong type or an impossible value.
     """
     parameters = declared(notebook)
     for name in given:
         if name not in parameters:
-            raise ValueError(
-                f"{Path(notebook).name} has no parameter {name!r}; {hint(name, parameters)}It has: "
-                f"{describe(parameters)}"
-            )
-    return {name: p.check(given[name]) if name in given else p.default for name, p in parameters.items()}
+            has = "; ".join(f"{p.name} ({p.kind}, default {p.text}): {p.help}" for p in parameters.values()) or "none"
+            raise ValueError(f"{Path(notebook).name} has no parameter {name!r}; {hint(name, parameters)}It has: {has}")
+    found = {name: parameters[name].check(value) for name, value in given.items()}
+    every = {name: p.default if _literal(p.default) else p.text for name, p in parameters.items()}
+    return found, {**every, **found}
 
 
 def parse(notebook: str | Path, texts: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters from the command line's texts; those given only. Raises ValueError as `resolve` does."""
-    resolve(notebook, {name: p.default for name in texts if (p := declared(notebook).get(name))})
+    """Parameters from the command line's texts; those given only. Raises ValueError as `checked` does."""
     parameters = declared(notebook)
-    resolve(notebook, dict.fromkeys(set(texts) - set(parameters)))  # names the unknown ones
+    checked(notebook, dict.fromkeys(set(texts) - set(parameters)))  # names the unknown ones
     return {name: parameters[name].parse(text) for name, text in texts.items()}
 
 
-def describe(parameters: Mapping[str, Parameter]) -> str:
-    return "; ".join(f"{p.name} ({p.kind.__name__}, default {p.default!r}): {p.help}" for p in parameters.values())
-
-
 def run_notebook(
-    notebook: str | Path, out: str | Path, parameters: Mapping[str, Any] | None = None, *, progress: bool = False
+    notebook: str | Path,
+    out: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    beside: str | Path | None = None,
+    progress: bool = False,
+    cell_limit: float | None = None,
 ) -> float:
-    """Execute a notebook alone in an empty directory and write it with its outputs to `out`; returns seconds.
+    """Execute a notebook in a directory of its own and write it with its outputs to `out`; returns seconds.
 
-    `out` is whole or absent; if a cell fails, ``<out>.failed.ipynb`` beside it shows where. Raises ValueError as
-    `resolve` does before any work, and papermill's PapermillExecutionError for a cell that fails.
+    Links to the files of the folder `beside`, if there is such a folder, stand in that directory, so that the notebook
+    can read and import them; what it writes is gone afterwards. cell_limit: seconds that a cell may take. `out` is
+    whole or absent; if a cell fails or the kernel dies, ``<out>.failed.ipynb`` beside it shows how far it came. Raises
+    ValueError as `checked` does before any work, and papermill's or the kernel's error for a cell that fails.
     """
     import papermill
     from traitlets.config import Config
 
     source, target = find(notebook), Path(out).resolve()
-    given = {name: value for name, value in resolve(source, parameters or {}).items() if name in (parameters or {})}
+    given, _ = checked(source, parameters or {})
     target.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as sockets:
+    failed, began = target.with_suffix(FAILED), time.perf_counter()
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory(dir=_short()) as sockets:
+        for path in Path(beside).iterdir() if beside is not None and Path(beside).is_dir() else ():
+            with contextlib.suppress(OSError):
+                (Path(place) / path.name).symlink_to(path)
         # over TCP, the default, the kernel would talk in the clear to whoever listens
         local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
         done = Path(sockets) / "done.ipynb"
@@ -167,19 +231,30 @@ def run_notebook(
                 str(source),
                 str(done),
                 given,
-                cwd=empty,
+                cwd=place,
                 kernel_name="python3",
                 progress_bar=progress,
                 config=local,
+                execution_timeout=cell_limit,
                 # a kernel logs its own shutdown as an error; what fails in a cell is raised
                 extra_arguments=["--log-level=CRITICAL"],
             )
-        except papermill.PapermillExecutionError:
-            _place(done, target.with_suffix(".failed.ipynb"))
+        except BaseException:
+            if done.exists():
+                _place(done, failed)
             raise
         _place(done, target)
-        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
     return time.perf_counter() - began
+
+
+def _short() -> str | None:
+    """Where a directory with sockets can be made: None for the usual place, unless its path is too long."""
+    name = len(os.fsencode("/tmp12345678"))
+    for place in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/dev/shm"):
+        if place and len(os.fsencode(place)) + name <= _SOCKET and os.access(place, os.W_OK | os.X_OK):
+            return place
+    return None
 
 
 def _place(source: Path, target: Path) -> None:

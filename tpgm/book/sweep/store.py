@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,24 @@ class Store:
     def done(self) -> set[str]:
         """The names of the runs that have a row."""
         self.fs.invalidate_cache()
-        return {path.rstrip("/").split("/")[-2] for path in self.fs.glob(self.path("*", ROW))}
+        return {path.split("/")[-2] for path in self.fs.glob(self.path("*", ROW))}
 
     def is_done(self, run: str) -> bool:
         self.fs.invalidate_cache()
-        return self.fs.exists(self.path(run, ROW))
+        return bool(self.fs.exists(self.path(run, ROW)))
 
-    def row(self, run: str) -> dict[str, Any]:
-        return json.loads(self.fs.cat_file(self.path(run, ROW)))
-
-    def text(self, run: str, name: str) -> str:
-        """A file of a run, "" if it is not there."""
+    def row(self, run: str) -> dict[str, Any] | None:
+        """The run's row. A file that holds none is set aside with a warning that names it; the run is then not done."""
+        path = self.path(run, ROW)
         try:
-            return self.fs.cat_file(self.path(run, name)).decode("utf8", "replace")
-        except FileNotFoundError:
-            return ""
+            row = json.loads(self.fs.cat_file(path))
+        except ValueError:  # no JSON, or not even text
+            row = None
+        if isinstance(row, dict) and row.get("run") == run:
+            return row
+        self.fs.mv(path, f"{path}.broken")
+        warnings.warn(f"{path} holds no row of {run} and is now {ROW}.broken; the run is due again", stacklevel=3)
+        return None
 
     def write(self, content: bytes, *parts: str) -> None:
         """A whole file: under another name first where a reader could see half of it."""
@@ -91,7 +95,7 @@ class Store:
         ``<url>/rows.jsonl`` too."""
         done = self.done()
         order = [name for name in first if name in done]
-        rows = [self.row(name) for name in [*order, *sorted(done.difference(order))]]
+        rows = [row for name in [*order, *sorted(done.difference(order))] if (row := self.row(name)) is not None]
         self.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows), ROWS)
         return rows
 

@@ -1,67 +1,74 @@
-"""What a Dask worker does with a job: compute it aside, then put its files where the sweep looks for them."""
+"""What a Dask worker does with a job: compute it in a process of its own, then put its files where the sweep looks.
+
+The process is forked from one that has imported everything once: a run has its log, its peak memory and its crash to
+itself without paying seconds of imports. Where processes cannot be forked safely (not Linux) each run starts a new
+interpreter.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
-from tpgm.book.sweep.jobs import ERROR, JOB, ROW, Job
-from tpgm.book.sweep.nursery import Nursery
+from tpgm.book.sweep.jobs import ERROR, JOB, LOG, ROW, Job
 from tpgm.book.sweep.store import Store
 
-TOPIC = "tpgm-sweep"
-# a worker process has as many nurseries as threads, one by default
-_local = threading.local()
+FORKS = sys.platform == "linux"
+OVER_LIMIT = "over the limit"
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_IMPORTS = (
+    "tpgm.book.experiments.experiment",
+    "tpgm.models",
+    "tpgm.training.loop",
+    "timm",
+    "torchvision",
+    "accelerate",
+    "papermill",
+)
+_local = threading.local()  # nurseries by the number of threads of a run; each thread of a worker has its own
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """state: "done", "skipped" (another computation had been faster) or "failed" (then error says why)."""
+def perform(job: Job, url: str, threads: int, limit: float) -> str:
+    """Compute one job, for `limit` seconds at most, and publish it; returns why it failed, "" if it did not.
 
-    name: str
-    state: str
-    error: str = ""
-
-
-def perform(job: Job, url: str, threads: int) -> Outcome:
-    """Compute one job and publish it. A computation that fails is an outcome; only a broken store raises."""
+    Only a broken store raises.
+    """
     store = Store(url)
-    if store.is_done(job.name):
-        return Outcome(job.name, "skipped")
+    if store.is_done(job.name):  # another computation was faster
+        return ""
     attempt = uuid.uuid4().hex[:12]
     store.note(job.name, "started", attempt)
-    _tell(job.name, started=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="tpgm-run-", ignore_cleanup_errors=True) as name:
-            folder = Path(name)
-            (folder / JOB).write_text(job.to_json(), encoding="utf8")
-            error = _compute(folder, threads)
-            good = not error and (folder / ROW).exists()
-            store.note(job.name, "finished" if good else "failed", attempt)
-            if not good:
-                (folder / ERROR).write_text(error, encoding="utf8")
-            store.publish(job.name, folder, good=good)
-    finally:
-        _tell(job.name, started=False)
-    return Outcome(job.name, "done" if good else "failed", error)
+    with tempfile.TemporaryDirectory(prefix="tpgm-run-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / JOB).write_text(job.to_json(), encoding="utf8")
+        error = _compute(folder, threads, limit)
+        good = not error
+        store.note(job.name, "finished" if good else "failed", attempt)
+        if not good:
+            (folder / ERROR).write_text(error, encoding="utf8")
+        store.publish(job.name, folder, good=good)
+    return error
 
 
-def _compute(folder: Path, threads: int) -> str:
+def _compute(folder: Path, threads: int, limit: float) -> str:
     """Why it failed, "" if it did not."""
-    nursery = getattr(_local, "nursery", None)
-    if nursery is None or nursery.threads != threads:
-        if nursery is not None:
-            nursery.close()
-        nursery = _local.nursery = Nursery(threads)
+    nursery = _local.__dict__.setdefault(f"{threads} threads", Nursery(threads))
     try:
-        status = nursery.compute(folder)
+        status = nursery.compute(folder, limit)
     except RuntimeError as error:
         return str(error)
-    if status == 0:
+    if status == 0 and (folder / ROW).exists():
         return ""
     if (folder / ERROR).exists():
         return (folder / ERROR).read_text(encoding="utf8")
@@ -69,9 +76,97 @@ def _compute(folder: Path, threads: int) -> str:
     return f"the process ended with {why} and left no traceback; see the log (signal 9: out of memory?)"
 
 
-def _tell(name: str, *, started: bool) -> None:
-    """For the live display only."""
-    with contextlib.suppress(ImportError, ValueError):  # outside a worker
-        from distributed import get_worker
+class Nursery:
+    """The worker's end: one computation at a time. If this process dies, so does the computation."""
 
-        get_worker().log_event(TOPIC, {"name": name, "started": started})
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._process: subprocess.Popen[str] | None = None
+
+    def compute(self, folder: Path, limit: float) -> int:
+        """Do the job in `folder` (see `tpgm.book.sweep.jobs.compute`); returns its exit status, below 0: a signal.
+
+        Raises RuntimeError if it takes longer than `limit` seconds, or if the process that forks has ended.
+        """
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self.threads))}
+        if not FORKS:
+            command = [sys.executable, "-c", "from tpgm.book.sweep.jobs import main; main()", str(folder)]
+            with (folder / LOG).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False, timeout=limit)
+                return done.returncode
+            raise RuntimeError(_too_long(limit))
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from tpgm.book.sweep.work import serve; serve()"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the sweep, which then ends its workers
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{limit} {folder}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise RuntimeError(f"the process that computes ended (status {self._process.wait()}); out of memory?")
+        if answer == OVER_LIMIT:
+            raise RuntimeError(_too_long(limit))
+        return int(answer)
+
+
+def _too_long(limit: float) -> str:
+    return f"ended after the time limit of {limit:g} s (--limit) for one run; see the log"
+
+
+def serve() -> None:
+    """Read time limits and folders, answer exit statuses, until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import prints is no answer
+    for module in _IMPORTS:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
+    while line := sys.stdin.readline():
+        limit, _, folder = line.rstrip("\n").partition(" ")
+        reading, writing = os.pipe()  # the child alone holds the writing end: it closes when the child ends
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _run(Path(folder))
+        os.close(writing)
+        with contextlib.suppress(OSError):  # the child does it too; whoever comes first
+            os.setpgid(child, child)
+        ready, _, _ = select.select([reading, sys.stdin], [], [], float(limit))
+        if reading not in ready:  # the time is over, or the worker died
+            os.killpg(child, signal.SIGKILL)
+        os.close(reading)
+        _, status = os.waitpid(child, 0)
+        if ready and reading not in ready:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        print(os.waitstatus_to_exitcode(status) if ready else OVER_LIMIT, file=answers, flush=True)
+
+
+def _run(folder: Path) -> None:
+    """In the child: compute and end, whatever happens."""
+    status = 1
+    try:
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
+        log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        from tpgm.book.sweep.jobs import compute
+
+        began = time.perf_counter()
+        good = compute(folder)
+        print(f"{'done' if good else 'failed'} after {time.perf_counter() - began:.1f} s")
+        status = 0 if good else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from tpgm.book.text.invented import tiny_csv
 from tpgm.book.text.wheels import TWEETS, content, fetched
 from tpgm.data import DataSplits, LabelledData
 from tpgm.data.splits import label_fraction, shuffled
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SENTIMENTS = ("negative", "neutral", "positive")
 ID_TOPIC = "airlines"
@@ -156,13 +160,16 @@ def _texts(part: LabelledData) -> TextArray:
     return part
 
 
-def table(source: str = "") -> str:
-    """Markdown: tweets of each topic and the shares of the three labels, after copies are removed."""
+def table(source: str = "") -> pd.DataFrame:
+    """Tweets of each topic and the shares of the three labels in per cent, after copies are removed."""
+    import pandas as pd
+
     counts: dict[str, Counter[int]] = {topic: Counter() for topic in TOPICS}
     for tweet in corpus(source):
         counts[tweet.topic][tweet.label] += 1
-    lines = [f"| topic | tweets | {' | '.join(f'{s} (%)' for s in SENTIMENTS)} |", "|---|---:|---:|---:|---:|"]
-    for topic, of in counts.items():
-        shares = " | ".join(f"{100 * of[n] / of.total():.0f}" for n in range(len(SENTIMENTS)))
-        lines.append(f"| {topic} | {of.total():,} | {shares} |")
-    return "\n".join(lines)
+    lines = [
+        (topic, of.total(), *(100 * of[n] / of.total() for n in range(len(SENTIMENTS)))) for topic, of in counts.items()
+    ]
+    frame = pd.DataFrame(lines, columns=["topic", "tweets", *(f"{s} (%)" for s in SENTIMENTS)])
+    frame.attrs["digits"] = 0
+    return frame

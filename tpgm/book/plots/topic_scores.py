@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from tpgm.book.experiments.experiment import Row
-from tpgm.book.experiments.results import Summary
-from tpgm.book.plots.experiments import look
-from tpgm.book.text.tables import KEYS, on_topic, topics_of
+from tpgm.book.experiments.variants import SCORES, Variant, on_topic, topics_of
+from tpgm.book.plots.comparison import look
 from tpgm.style import ANCHOR_COLOR, CYCLE, book_style
 
 
-def id_against_ood(summaries: Mapping[str, Summary], rerun: Mapping[str, Row] | None = None) -> Figure:
+def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | None = None) -> Figure:
     """OOD over ID, in per cent: a panel for accuracy and one for macro-F1; bars are 95 % intervals over seeds.
 
     rerun: label -> row made while the book was built, drawn hollow.
     """
-    labels = list(dict.fromkeys([*summaries, *(rerun or {})]))
+    labels = list(dict.fromkeys([*variants, *(rerun or {})]))
     with book_style():
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.9))
-        for axes, (score, (inside, outside)) in zip(panels, KEYS.items(), strict=True):
-            for label, s in summaries.items():
+        for axes, (score, (inside, outside)) in zip(panels, SCORES.items(), strict=True):
+            for label, s in variants.items():
                 i, o = s.of(inside), s.of(outside)
                 bars = {"xerr": 100 * i.half, "yerr": 100 * o.half} if not math.isnan(i.half) else {}
-                style = {"ls": "", "ms": 7, "elinewidth": 0.8, **_look(label, labels)}
+                style: dict[str, Any] = {"ls": "", "ms": 7, "elinewidth": 0.8, **_look(label, labels)}
                 axes.errorbar(100 * i.value, 100 * o.value, **bars, **style, label=label)
             for label, row in (rerun or {}).items():
                 axes.plot(
@@ -37,23 +38,23 @@ def id_against_ood(summaries: Mapping[str, Summary], rerun: Mapping[str, Row] | 
             axes.set(xlabel=f"ID {score} (%)", ylabel=f"mean OOD {score} (%)", title=score)
         handles, names = panels[0].get_legend_handles_labels()
         if rerun:
-            handles.append(plt.Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
+            handles.append(Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
             names.append("this build, shorter")
         figure.legend(handles, names, loc="outside lower center", ncols=5, columnspacing=1.2)
         plt.close(figure)
     return figure
 
 
-def by_topic(summaries: Mapping[str, Summary]) -> Figure:
+def by_topic(variants: Mapping[str, Variant]) -> Figure:
     """Macro-F1 in per cent of every method on every topic, with 95 % intervals over seeds; the ID topic at the top."""
-    labels, topics = list(summaries), topics_of(summaries)
+    labels, topics = list(variants), topics_of(variants)
     with book_style():
         figure, axes = plt.subplots(figsize=(7.0, 0.85 * len(topics) + 1.2))
         offsets = np.linspace(-0.34, 0.34, len(labels))
         for label, offset in zip(labels, offsets, strict=True):
-            found = [on_topic(summaries[label], topic, "macro-F1") for topic in topics]
+            found = [on_topic(variants[label], topic, "macro-F1") for topic in topics]
             half = [0.0 if math.isnan(m.half) else 100 * m.half for m in found]
-            style = {"ls": "", "ms": 5, "elinewidth": 0.8, **_look(label, labels)}
+            style: dict[str, Any] = {"ls": "", "ms": 5, "elinewidth": 0.8, **_look(label, labels)}
             axes.errorbar(
                 [100 * m.value for m in found], np.arange(len(topics)) + offset, xerr=half, **style, label=label
             )

@@ -9,9 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from tpgm.book.experiments.experiment import Row
-from tpgm.book.experiments.results import Summary, along_path
+from tpgm.book.experiments.variants import Variant, along_path
 from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
 
 MARKERS = "osD^vP*X<>hp"
@@ -24,28 +25,28 @@ def look(label: str, labels: Sequence[str]) -> dict[str, str]:
 
 
 def id_against_ood(
-    by_regime: Mapping[str, Mapping[str, Summary]], rerun: Mapping[str, Mapping[str, Row]] | None = None
+    by_regime: Mapping[str, Mapping[str, Variant]], rerun: Mapping[str, Mapping[str, Row]] | None = None
 ) -> Figure:
     """OOD over ID accuracy in per cent, a panel for each regime; bars are 95 % intervals over seeds.
 
     A method with less than half the best ID accuracy of its regime would squeeze the others into a corner: it is named
     in the panel instead of drawn. rerun: regime -> label -> row made while the book was built, drawn hollow.
     """
-    labels = list(dict.fromkeys(label for summaries in by_regime.values() for label in summaries))
+    labels = list(dict.fromkeys(label for variants in by_regime.values() for label in variants))
     handles: dict[str, Any] = {}
     with book_style():
         count = len(by_regime)
         figure, panels = plt.subplots(1, count, figsize=(4.6 * count, 4.9), squeeze=False)
-        for axes, (regime, summaries) in zip(panels[0], by_regime.items(), strict=True):
-            least = max(s.of("id").value for s in summaries.values()) / 2
-            failed = {label: s for label, s in summaries.items() if s.of("id").value < least}
+        for axes, (regime, variants) in zip(panels[0], by_regime.items(), strict=True):
+            least = max(s.of("id").value for s in variants.values()) / 2
+            failed = {label: s for label, s in variants.items() if s.of("id").value < least}
             if failed:
                 text = ", ".join(
                     f"{label} ({100 * s.of('id').value:.0f} / {100 * s.of('ood').value:.0f})"
                     for label, s in failed.items()
                 )
                 axes.set_title(f"not drawn (ID / OOD): {text}", loc="right", size=8.5, color=ANCHOR_COLOR, y=-0.22)
-            for label, s in summaries.items():
+            for label, s in variants.items():
                 if label in failed:
                     continue
                 i, o = s.of("id"), s.of("ood")
@@ -68,7 +69,7 @@ def id_against_ood(
             axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=regime)
             handles |= {n: h for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
         if rerun:
-            handles["this build, shorter"] = plt.Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9)
+            handles["this build, shorter"] = Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * count), columnspacing=1.2
         )
@@ -176,7 +177,7 @@ def trade_off(along: Mapping[str, Sequence[Row]], controlled: Mapping[str, Seque
     return figure
 
 
-def ablation(groups: Mapping[str, Mapping[str, Summary]]) -> Figure:
+def ablation(groups: Mapping[str, Mapping[str, Variant]]) -> Figure:
     """Mean ID and OOD accuracy with 95 % intervals over seeds; one block of lines for each group of variants."""
     lines = [(group, label, s) for group, of in groups.items() for label, s in of.items()]
     with book_style():
@@ -197,7 +198,7 @@ def ablation(groups: Mapping[str, Mapping[str, Summary]]) -> Figure:
         axes.invert_yaxis()
         axes.set(xlabel="accuracy (%)")
         handles = [
-            plt.Line2D([], [], ls="", marker=m, color=c, label=n)
+            Line2D([], [], ls="", marker=m, color=c, label=n)
             for n, c, m in (("ID", ID_COLOR, "o"), ("OOD mean", OOD_COLOR, "s"))
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)

@@ -1,0 +1,120 @@
+"""The studies of icons as data. The chapter on the protocol says them in words and was committed before the runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tpgm.book.experiments.study import Entry, Study
+
+# what every run on the icons shares
+BASE: dict[str, Any] = {"data": "icons", "size": 64, "train_per_class": 10}
+BUDGET: dict[str, Any] = {
+    "epochs": 5,
+    "head_epochs": 4,
+    "head_lr": 1e-2,
+    "lr": 3e-4,
+    "batch_size": 32,
+    "channels_last": True,
+}
+SMALL: dict[str, Any] = {
+    "quick": ({}, {"epochs": 2, "head_epochs": 1, "updates": 25}),
+    "smoke": (
+        {"source": "tiny", "train_per_class": 4, "val_per_class": 2},
+        {"epochs": 2, "head_epochs": 1, "updates": 2, "path": 2},
+    ),
+}
+_RADII: dict[str, Any] = {"val_batch_size": 32, "norm": "mars"}
+_END: dict[str, Any] = {**_RADII, "updates": 100}
+_NO_HEAD: dict[str, Any] = {"head_epochs": 0, "epochs": 7}  # as much work without a stage for the head
+_BATCH: dict[str, Any] = {"batchnorm": "train"}
+_FAST: dict[str, Any] = {**_BATCH, **_NO_HEAD, "lr": 3e-3}
+_WEIGHT: dict[str, Any] = {"unit": "weight", "start": "largest"}
+_ALPHAS = (0.25, 0.5, 0.75)
+_STEPS = (1e-2, 1e-1, 1.0)
+
+# `fixed`: a strategy without any choice, which a user could follow blindly
+TRIED: dict[str, Entry] = {
+    "linear-probe": Entry("linear-probe", _NO_HEAD, "lr", (1e-3, 3e-3, 1e-2), fixed=3e-3),
+    "vanilla": Entry("vanilla", _NO_HEAD, "lr", (1e-4, 3e-4, 1e-3), fixed=3e-4),
+    # added when vanilla was seen to break down: a failure of optimization is no evidence about forgetting
+    "vanilla-bn": Entry("vanilla", {**_NO_HEAD, **_BATCH}, "lr", (3e-4, 1e-3, 3e-3)),
+    "lp-ft": Entry("lp-ft", {}, "lr", (1e-4, 3e-4, 1e-3)),
+    "wise-ft": Entry("wise-ft", {}, "alpha", _ALPHAS, fixed=0.5),
+    "l2-sp": Entry("l2-sp", {}, "strength", (0.01, 0.1, 1.0)),
+    "tpgm": Entry("tpgm", _RADII, "radius_lr", _STEPS),
+    "tpgm-end": Entry("tpgm-end", _END, "radius_lr", _STEPS),
+    # this project's variant: Adam's step on a radius is for each weight, and there is no constraint at first
+    "tpgm-w": Entry("tpgm", {**_RADII, **_WEIGHT}, "radius_lr", (1e-4, 3e-4, 1e-3)),
+    "tpgm-end-w": Entry("tpgm-end", {**_END, **_WEIGHT}, "radius_lr", (3e-5, 1e-4, 3e-4)),
+    # with batch statistics, added after vanilla-bn's search, at learning rates around the one that it chose
+    "lp-ft-bn": Entry("lp-ft", _BATCH, "lr", (1e-3, 3e-3, 1e-2)),
+    # from the weights of vanilla-bn
+    "wise-ft-bn": Entry("wise-ft", _FAST, "alpha", _ALPHAS),
+    "tpgm-end-bn": Entry("tpgm-end", {**_END, **_FAST}, "radius_lr", _STEPS),
+    # radii's steps in proportion to the higher learning rate
+    "tpgm-end-bn-w": Entry("tpgm-end", {**_END, **_WEIGHT, **_FAST}, "radius_lr", (3e-4, 1e-3, 3e-3)),
+    # at every step of the last fifth of training: the weights leave their anchor first
+    "tpgm-late": Entry("tpgm", {**_RADII, **_WEIGHT, "begin": 0.8}, "radius_lr", (3e-5, 1e-4, 3e-4)),
+    "ftp": Entry("ftp", {}, "kappa", (1.0, 0.5, 0.0)),
+    "spd": Entry("spd", {}, "strength", (0.3, 1.0, 3.0)),
+}
+_VIT = ("linear-probe", "lp-ft", "wise-ft", "tpgm", "tpgm-end", "tpgm-w", "tpgm-end-w", "tpgm-late")
+
+
+def _comparison(name: str, about: str, model: str, entries: dict[str, Entry]) -> Study:
+    return Study(name, about, {**BASE, "model": model}, BUDGET, entries, small=SMALL)
+
+
+# regime "upstream" has seen all styles (of other concepts), "imagenet" has not
+COMPARISONS: dict[str, Study] = {
+    study.name: study
+    for study in (
+        _comparison("resnet:upstream", "a ResNet pre-trained on other icons", "icons-resnet", TRIED),
+        _comparison("resnet:imagenet", "EfficientNet-Lite0 pre-trained on ImageNet", "efficientnet-lite0", TRIED),
+        _comparison(
+            "vit:upstream",
+            "a vision transformer pre-trained on other icons",
+            "icons-vit",
+            {label: TRIED[label] for label in _VIT},
+        ),
+    )
+}
+REGIMES = {name.split(":")[1]: study for name, study in COMPARISONS.items() if name.startswith("resnet:")}
+
+# --- beside the comparison: nothing is chosen
+
+_BASE_END: dict[str, Any] = {**_END, "radius_lr": 1e-1}
+_BASE_EVERY: dict[str, Any] = {**_RADII, "radius_lr": 1e-1}
+PENALTIES = (1e-4, 1e-3, 1e-2)
+PATH_POINTS = 6
+# what: its entries, labelled "group: variant" where there are groups
+BESIDE: dict[str, dict[str, Entry]] = {
+    "ablations": {
+        "at the end: base: MARS, 100 updates": Entry("tpgm-end", _BASE_END),
+        "at the end: norm L2": Entry("tpgm-end", {**_BASE_END, "norm": "l2"}),
+        "at the end: 25 updates": Entry("tpgm-end", {**_BASE_END, "updates": 25}),
+        "at the end: start without constraint": Entry("tpgm-end", {**_BASE_END, "start": "largest"}),
+        "at the end: total variation 0.1": Entry("tpgm-end", {**_BASE_END, "tv": 0.1}),
+        "at the end: 1 validation icon a class": Entry("tpgm-end", _BASE_END, config={"val_per_class": 1}),
+        "at the end: radii from training data": Entry("tpgm-end", {**_BASE_END, "val_data": "train"}),
+        "at the end: entropy, no labels": Entry("tpgm-end", {**_BASE_END, "outer_loss": "entropy"}),
+        "every step: base: MARS, each step": Entry("tpgm", _BASE_EVERY),
+        "every step: norm L2": Entry("tpgm", {**_BASE_EVERY, "norm": "l2"}),
+        "every step: each 4th step": Entry("tpgm", {**_BASE_EVERY, "every": 4}),
+        "every step: total variation 0.1": Entry("tpgm", {**_BASE_EVERY, "tv": 0.1}),
+        "every step: start without constraint": Entry("tpgm", {**_BASE_EVERY, "start": "largest"}),
+        "5 labels a class: lp-ft": Entry("lp-ft", config={"train_per_class": 5}),
+        "5 labels a class: tpgm-end": Entry("tpgm-end", _BASE_END, config={"train_per_class": 5}),
+    },
+    # accuracy along the line from the anchor to lp-ft's weights
+    "paths": {"path": Entry("wise-ft", {"alpha": 0.5, "path": PATH_POINTS})},
+    # TPGM-C with several penalties
+    "controlled": {f"tpgm-c, μ={mu:g}": Entry("tpgm-c", {**_BASE_END, "penalty": mu}) for mu in PENALTIES},
+}
+
+
+def beside(what: str, model: str) -> Study:
+    """The study `what` of BESIDE on a model. Raises ValueError for an unknown one."""
+    if what not in BESIDE:
+        raise ValueError(f"unknown study {what!r}; choose one of {', '.join(BESIDE)}")
+    return _comparison(f"{what}:{model}", f"{what} beside the comparison", model, BESIDE[what])
