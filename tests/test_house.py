@@ -29,7 +29,7 @@ NAMES_STILL_SHARED = {
     "module text": "tpgm/book/text and tpgm/book/plots/text.py",
     "class Summary": "of seeds in tpgm/book/experiments, of a sweep in tpgm/book/sweep",
 }
-ENGINE_STILL_OUTSIDE = {"tpgm.constraint: torch.distributed", "tpgm.constraint: .data_ptr"}
+ENGINE_STILL_OUTSIDE: set[str] = set()
 # ---
 
 # a user writes `from tpgm.integrations.lightning import TPGMCallback`, or the same from transformers

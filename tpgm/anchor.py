@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tpgm._engine.layout import place
 from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
 
@@ -90,16 +91,12 @@ def check_floating(parameters: Mapping[str, Tensor]) -> None:
 def refuse_shared(model: nn.Module, anchor: Mapping[str, Tensor]) -> None:
     """Raise ValueError, with names, if tensors of the anchor lie in memory of the model: training moves both."""
     own = [*unwrap(model).parameters(), *unwrap(model).buffers()]
-    places = {place for tensor in own if (place := _place(tensor)) is not None}
-    if shared := [name for name, tensor in anchor.items() if _place(tensor) in places]:
+    with torch.no_grad():
+        places = {place(local(tensor)) for tensor in own} - {None}
+        shared = [name for name, tensor in anchor.items() if place(local(tensor)) in places]
+    if shared:
         raise ValueError(
             f"the anchor shares memory with the model and moves along with it:{_listing(shared)}\n"
             "Give a copy made before training: copy.deepcopy(model), or {name: t.clone() for name, t in "
             "model.state_dict().items()}; `tpgm.TPGM` makes one itself without anchor=."
         )
-
-
-def _place(tensor: Any) -> int | None:
-    """Address of the tensor's memory, of a DTensor of this process's part; None for what has none."""
-    with torch.no_grad():
-        return local(tensor).untyped_storage().data_ptr() or None

@@ -11,15 +11,24 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
-from tpgm._engine.layout import check_parameter
+from tpgm._engine.layout import check_parameter, versions
 from tpgm._engine.passes import Passes
-from tpgm._engine.sharded import Shards, fingerprint, fsdp_modules, is_sharded, local, part, reshard
+from tpgm._engine.sharded import (
+    Shards,
+    average_over_,
+    fingerprint,
+    fsdp_modules,
+    is_sharded,
+    local,
+    part,
+    reshard,
+    several_processes,
+)
 from tpgm.anchor import Anchor, anchor_tensors, check_floating, match_anchor, refuse_shared, zero
 from tpgm.buffers import (
     Batches,
@@ -147,7 +156,7 @@ class TPGM:
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
         sharded = any(map(is_sharded, self._params.values()))
         alone = self._ddp is None and not sharded
-        if alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if alone and several_processes():
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
         if not self._params:
             raise ValueError("nothing to constrain: every parameter is frozen or excluded")
@@ -409,7 +418,7 @@ class TPGM:
         """Where the weights lie and how often they have changed; None if parts lie on other processes."""
         if self._shards is not None:
             return None
-        return [(p.data_ptr(), p._version) for p in self._params.values()]
+        return versions(self._params.values())
 
     def _require_parameters(self) -> None:
         """Raise RuntimeError, with names, if the model has other parameters now in the place of those constrained."""
@@ -553,8 +562,7 @@ class TPGM:
         if self._ddp is not None or self._shards is not None:
             all_ = torch.cat([value, slopes, slopes.new_tensor(touched)])
             if self._ddp is not None:
-                dist.all_reduce(all_, group=self._ddp.process_group)
-                all_ /= dist.get_world_size(self._ddp.process_group)
+                average_over_(all_, self._ddp.process_group)
             elif self._shards is not None:
                 all_ = self._shards.average_(all_)
             value, mean, share = all_.split([1, len(slopes), len(slopes)])

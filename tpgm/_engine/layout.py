@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,21 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
         return False
     low, high = max(a.data_ptr(), b.data_ptr()), min(_end(a), _end(b))
     return low < high and ((dense(a) and dense(b)) or bool(torch.isin(_places(a), _places(b)).any()))
+
+
+def place(tensor: Tensor) -> int | None:
+    """Address of the memory that the tensor looks into; None for what has none."""
+    return tensor.untyped_storage().data_ptr() or None
+
+
+def versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Where each tensor lies and how often torch has counted a change of it."""
+    return [(t.data_ptr(), t._version) for t in tensors]
+
+
+def same_block(a: Tensor, b: Tensor) -> bool:
+    """Whether both tensors begin at one place in memory."""
+    return a.data_ptr() == b.data_ptr()
 
 
 def _steps(t: Tensor) -> list[tuple[int, int]]:

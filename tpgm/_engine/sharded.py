@@ -30,6 +30,17 @@ def local(tensor: Any) -> Tensor:
     return found
 
 
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def average_over_(values: Tensor, group: Any) -> None:
+    """The mean over the processes of a group, in place."""
+    dist.all_reduce(values, group=group)
+    values /= dist.get_world_size(group)
+
+
 def check_layout(name: str, p: Tensor) -> None:
     """Raise TypeError for what processes share in a way that is not supported, under its name."""
     if hasattr(p, "_is_flat_param"):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from tpgm._engine import sharded
-from tpgm._engine.layout import check_parameter, dense, fits, share_memory
+from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import zero
 from tpgm.projection import Norm
@@ -171,7 +171,7 @@ class AnchoredOptimizer(Optimizer):
         back: list[tuple[Tensor, Tensor]] = []
         for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
             shaped = [name for name, value in state.items() if name != "anchor" and value.shape == p.shape]
-            apart = g.dtype == p.dtype and g.data_ptr() != p.data_ptr()
+            apart = g.dtype == p.dtype and not same_block(g, p)
             if apart and fits(p, g, *(state[name] for name in shaped)):
                 continue
             params[i] = own = p if dense(p) else torch.empty_like(p).copy_(p)

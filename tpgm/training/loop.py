@@ -34,7 +34,7 @@ from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
 from tpgm.training.interruption import stop_requests
 from tpgm.training.result import Result
-from tpgm.training.store import StageStore
+from tpgm.training.stages import StageStore
 
 
 def finetune(
