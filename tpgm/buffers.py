@@ -202,14 +202,13 @@ class FollowingBuffers:
 
         ratios: α for each constrained tensor, shape (tensors,), or one for all.
         """
-        overall = ratios.mean() if isinstance(ratios, Tensor) else ratios
         for held in self._held:
             if held.start is None:
                 continue
             now = held.now
             if isinstance(ratios, Tensor):
-                ratio = overall if len(held.of) == len(ratios) else ratios[list(held.of)].mean()
-                now.lerp_(held.start.to(now), 1 - ratio.to(now))
+                own = ratios if len(held.of) == len(ratios) else ratios[list(held.of)]
+                now.lerp_(held.start.to(now), 1 - own.mean().to(now))
             else:
                 now.lerp_(held.start.to(now), 1 - ratios)
 
@@ -235,7 +234,8 @@ class Watch:
             names = {key: canonical(f"{prefix}.{key}".lstrip(".")) for key in ("running_mean", "running_var")}
             if id(module) in modules and not any(matches(name, exclude) for name in names.values()):
                 known = all(name in given for name in names.values())
-                starts = {k: (given[n] if known else module._buffers[k]).detach().clone() for k, n in names.items()}  # type: ignore[union-attr]
+                now = module.state_dict()
+                starts = {k: (given[n] if known else now[k]).detach().clone() for k, n in names.items()}
                 self._modules.append((canonical(prefix), module, starts, known))
 
     def changed(self) -> str | None:

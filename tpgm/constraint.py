@@ -565,7 +565,7 @@ class TPGM:
                 average_over_(all_, self._ddp.process_group)
             elif self._shards is not None:
                 all_ = self._shards.average_(all_)
-            value, mean, share = all_.split([1, len(slopes), len(slopes)])
+            value, mean, share = torch.split(all_, [1, len(slopes), len(slopes)])
             slopes.copy_(mean)
             untouched = share == 0
         elif not all(touched):
