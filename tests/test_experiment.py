@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -395,3 +396,31 @@ def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
     assert (cells["convolution"], cells["normalization"]) == ("1.00", "0.00")
     groups = {"g": variants_of({"base": 0.5, "other": 0.7})}
     assert "| g | other | 80.0 ± 0.0 | 70.0 ± 0.0 | 20.0 ± 0.0 | 20.0 ± 0.0 | 2 |" in table(frames.differences, groups)
+
+
+def test_a_frame_has_one_form_and_no_html_reaches_a_page() -> None:
+    lines = [["<img onerror=x>", 1234, 0.25, None, variants.mean([0.5])], ["a|b", 5, math.nan, "**1.0**", "2 of 3"]]
+    frame = pd.DataFrame(lines, columns=["1 name", "n", "x", "y", "z"], dtype=object)
+    frame.attrs = {"digits": 2, "note": "so"}
+    assert markdown(frame).splitlines() == [
+        "| 1 name | n | x | y | z |",
+        "|---|---:|---:|---:|---:|",
+        "| &lt;img onerror=x> | 1,234 | 0.25 | – | 50.0 |",
+        "| a\\|b | 5 | – | **1.0** | 2 of 3 |",
+        "",
+        "so",
+    ]
+
+
+def test_the_tried_settings_of_a_study_are_shown_with_their_rows() -> None:
+    study = STUDIES["vit:upstream"]
+    rows = experiment.read(experiment.committed(study.file))
+    frame = frames.searched(study, rows, ["lp-ft", "tpgm-end", "absent"])
+    assert list(frame["method"]) == ["lp-ft"] * 3 + ["tpgm-end"] * 3
+    assert frame["mean ratio"].isna().tolist() == [True] * 3 + [False] * 3
+    assert len(frames.tried(study)) == len(study.entries)
+    assert list(frames.flat(experiment.read(experiment.committed(study.file))).columns)[:3] == [
+        "label",
+        "model",
+        "data",
+    ]

@@ -453,7 +453,9 @@ def test_a_run_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path) -> None
     plan = read_grid(tmp_path / "grid.yaml")
     report = sweep(plan, tmp_path / "out", workers=1, retries=0, limit=20, progress=False)
     assert sorted(report.states.values()) == ["done", "failed"]
-    assert "time limit of 20 s" in "".join(report.errors.values())
+    ((name, error),) = report.errors.items()
+    assert "time limit of 20 s" in error
+    assert "print('here')" in (tmp_path / "out" / name / "notebook.ipynb").read_text(), "how far it came"
     with pytest.raises(ValueError, match="limit must be above 0"):
         sweep(plan, tmp_path / "out", limit=0)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def _name(prefix: str, digest: str) -> str:
 
 def compute(folder: Path) -> bool:
     """Do the job described in `folder`, leaving its files there; whether it went well."""
-    job = Job(**json.loads((folder / JOB).read_text(encoding="utf8")))
+    job, began = Job(**json.loads((folder / JOB).read_text(encoding="utf8"))), time.perf_counter()
     try:
         row = _experiment(job) if job.notebook is None else _notebook(job, folder)
         with write_aside(folder / ROW) as aside:
@@ -84,8 +84,9 @@ def compute(folder: Path) -> bool:
         # papermill's message is the failing cell's own traceback
         own = type(error).__name__ == "PapermillExecutionError"
         (folder / ERROR).write_text(str(error) if own else traceback.format_exc(), encoding="utf8")
-        return False
-    return True
+    good = not (folder / ERROR).exists()
+    print(f"{'done' if good else 'failed'} after {time.perf_counter() - began:.1f} s")
+    return good
 
 
 def _experiment(job: Job) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def _notebook(job: Job, folder: Path) -> dict[str, Any]:
 
     source, record = folder / f"{job.notebook}.ipynb", folder / "record.jsonl"
     source.write_text(job.source or "", encoding="utf8")
+    tempfile.tempdir = str(folder)  # so that nothing is left behind if this process is killed
     os.environ[RECORD] = str(record)
     os.environ.setdefault("TPGM_STATIC_SITE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
@@ -116,11 +118,3 @@ def _notebook(job: Job, folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         **provenance(),
     }
-
-
-def main() -> None:
-    """Compute in the folder that is the process's argument; the exit status says whether it went well."""
-    began = time.perf_counter()
-    good = compute(Path(sys.argv[1]))
-    print(f"{'done' if good else 'failed'} after {time.perf_counter() - began:.1f} s")
-    sys.exit(not good)

@@ -17,15 +17,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from pathlib import Path
 
-from tpgm.book.sweep.jobs import ERROR, JOB, LOG, ROW, Job
+from tpgm.book.sweep.cluster import end_is_interruption
+from tpgm.book.sweep.jobs import ERROR, JOB, LOG, ROW, Job, compute
 from tpgm.book.sweep.store import Store
 
 FORKS = sys.platform == "linux"
 OVER_LIMIT = "over the limit"
+GRACE = 15.0  # seconds to end in
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _IMPORTS = (
     "tpgm.book.experiments.experiment",
@@ -90,7 +91,8 @@ class Nursery:
         """
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(self.threads))}
         if not FORKS:
-            command = [sys.executable, "-c", "from tpgm.book.sweep.jobs import main; main()", str(folder)]
+            code = "from tpgm.book.sweep.work import *; sys.exit(not compute(Path(sys.argv[1])))"
+            command = [sys.executable, "-c", code, str(folder)]
             with (folder / LOG).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
                 done = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False, timeout=limit)
                 return done.returncode
@@ -140,7 +142,10 @@ def serve() -> None:
         with contextlib.suppress(OSError):  # the child does it too; whoever comes first
             os.setpgid(child, child)
         ready, _, _ = select.select([reading, sys.stdin], [], [], float(limit))
-        if reading not in ready:  # the time is over, or the worker died
+        if not ready:  # the time is over: let it write how far it came
+            os.kill(child, signal.SIGTERM)
+            select.select([reading], [], [], GRACE)
+        if reading not in ready:  # or the worker died
             os.killpg(child, signal.SIGKILL)
         os.close(reading)
         _, status = os.waitpid(child, 0)
@@ -160,12 +165,8 @@ def _run(folder: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from tpgm.book.sweep.jobs import compute
-
-        began = time.perf_counter()
-        good = compute(folder)
-        print(f"{'done' if good else 'failed'} after {time.perf_counter() - began:.1f} s")
-        status = 0 if good else 1
+        with end_is_interruption():
+            status = int(not compute(folder))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
