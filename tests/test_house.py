@@ -19,19 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK, ENGINE = "tpgm.book", "tpgm._engine"
 LIBRARY_LINES = 7_000
 
-# --- for the lead to empty: what other rooms still have to resolve. An entry that is no longer needed fails.
-LINES_STILL_TOO_MANY = 1_400
-NAMES_STILL_SHARED = {
-    "module cli": "tpgm/cli.py and tpgm/book/cli.py",
-    "module experiments": "tpgm/book/experiments and tpgm/book/plots/experiments.py",
-    "module protocol": "tpgm/book/experiments/protocol.py and tpgm/book/text/protocol.py",
-    "module sweep": "tpgm/book/sweep and tpgm/book/sweep/sweep.py",
-    "module text": "tpgm/book/text and tpgm/book/plots/text.py",
-    "class Summary": "of seeds in tpgm/book/experiments, of a sweep in tpgm/book/sweep",
-}
-ENGINE_STILL_OUTSIDE: set[str] = set()
-# ---
-
 # a user writes `from tpgm.integrations.lightning import TPGMCallback`, or the same from transformers
 SHARED_ON_PURPOSE = {"class TPGMCallback"}
 # What names threads, shards, pointers or blocks of memory. Choosing a device (torch.cuda.is_available) is free.
@@ -239,12 +226,11 @@ def test_no_circle_of_imports(house: dict[str, Module]) -> None:
 
 def test_one_name_means_one_module_or_class(house: dict[str, Module]) -> None:
     shared = {name: where for name, where in shared_names(house).items() if name not in SHARED_ON_PURPOSE}
-    assert {name: where for name, where in shared.items() if name not in NAMES_STILL_SHARED} == {}
-    assert sorted(shared) == sorted(NAMES_STILL_SHARED), "an entry of the list is resolved: delete it"
+    assert shared == {}
 
 
 def test_machine_code_and_memory_stay_in_the_engine(house: dict[str, Module]) -> None:
-    assert engine_outside_the_engine(house) == ENGINE_STILL_OUTSIDE, "resolved entries of the list: delete them"
+    assert engine_outside_the_engine(house) == set()
 
 
 def test_files_are_loaded_without_running_their_code(house: dict[str, Module]) -> None:
@@ -256,7 +242,7 @@ def test_the_library_stays_small(house: dict[str, Module], record_property: pyte
     record_property("lines of the library", library)
     record_property("lines of the book", book)
     print(f"library: {library:,} lines; book: {book:,} lines")
-    assert library <= LIBRARY_LINES + LINES_STILL_TOO_MANY
+    assert library <= LIBRARY_LINES
 
 
 # --- and each catches a break

@@ -133,7 +133,8 @@ def _data(args: argparse.Namespace) -> DataSplits:
     if name == "icons":
         if args.ood:
             raise ValueError("--ood goes with a folder; the icons bring their own OOD tests")
-        return data.icons(style or "solid", train_per_class=args.train_per_class)
+        found: DataSplits = data.icons(style or "solid", train_per_class=args.train_per_class)
+        return found
     if args.train_per_class is not None:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
