@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tpgm.plain.radii import ReferenceTPGM
-from tpgm.plain.steps import Adam, Projection
+from tpgm.book.plain.radii import ReferenceTPGM
+from tpgm.book.plain.steps import Adam, Projection
 from tpgm.projection import project
 from tpgm.training.batches import derive, index_batches
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import build
 from tpgm import TPGM
-from tpgm.memory import SIZES, memory
+from tpgm.book.memory import SIZES, memory
 
 
 @pytest.mark.parametrize("anchor", [None, torch.bfloat16])

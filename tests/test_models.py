@@ -15,11 +15,11 @@ from torch import nn
 
 import tpgm
 from tests.trees import moco_layout, spread
+from tpgm.book.zero_shot import prompts, spoken
 from tpgm.data.preparation import Preparation
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
 from tpgm.models.checkpoints import from_clip_resnet
-from tpgm.models.clip import prompts, spoken
 from tpgm.models.loading import _at_size
 from tpgm.names import aliases, matches
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
 from tpgm._engine import passes
+from tpgm.book.plain import steps as reference
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
-from tpgm.plain import steps as reference
 from tpgm.projection import row_norms
 
 TWINS: dict[type[torch.optim.Optimizer], Callable[..., list[Tensor]]] = {

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
 from tpgm import TPGM
+from tpgm.book.plain.radii import ReferenceTPGM
 from tpgm.constraint import Start, Unit
 from tpgm.names import default_groups, matches
-from tpgm.plain.radii import ReferenceTPGM
 from tpgm.projection import Norm
 
 # biases before a BatchNorm in train mode: their gradient is 0 but for rounding, which decides whether they move at all

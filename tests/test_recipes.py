@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.trees import domainnet_tree, imagenet_tree, moco_layout
+from tpgm.book.domainnet import DOMAIN_SIZES
 from tpgm.book.experiments import full_scale
 from tpgm.book.experiments.experiment import read, resolve
 from tpgm.book.experiments.full_scale import RECIPES, placed, recipe_frame, run_recipe, settings_frame, stated
+from tpgm.book.imagenet import SHIFTS
 from tpgm.book.notebook import markdown
 from tpgm.cli import main
-from tpgm.data.domainnet import DOMAIN_SIZES
-from tpgm.data.imagenet import SHIFTS
 from tpgm.methods import METHODS, options
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "full_scale.md"

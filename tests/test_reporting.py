@@ -77,7 +77,7 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_table_remains(monkeypatch: pytest.MonkeyPatch) -> None:
     report = tpgm.report(trained())
-    monkeypatch.setitem(sys.modules, "tpgm.style", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     assert set(report._repr_mimebundle_()) == {"text/plain"}
     with pytest.raises(ImportError, match="pip install"):
         _ = report.figure

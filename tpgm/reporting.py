@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# told apart by people with colour-vision deficiency too (Okabe and Ito)
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_LOOK: dict[str, Any] = {
+    "figure.figsize": (7.0, 3.8),
+    "figure.constrained_layout.use": True,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
 @dataclass(frozen=True)
 class Block:
     """A row of the table: `tensors` tensors with `weights` weights; mean, smallest and largest of their ratios in
@@ -125,14 +140,13 @@ def ratios_by_depth(ratios: Mapping[str, float], model: nn.Module, title: str = 
     try:
         import matplotlib.pyplot as plt
 
-        from tpgm.style import CYCLE, book_style
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install 'tpgm[theory]'") from error
-    with book_style():
+    with plt.rc_context(_LOOK):
         figure, axes = plt.subplots()
         names = list(ratios)
         of = kinds(model)
-        for kind, color, marker in zip(dict.fromkeys(of[name] for name in names), CYCLE, "osD^v", strict=False):
+        for kind, color, marker in zip(dict.fromkeys(of[name] for name in names), _COLORS, "osD^v", strict=False):
             index = [i for i, name in enumerate(names) if of[name] == kind]
             axes.plot(index, [ratios[names[i]] for i in index], marker, color=color, label=kind, markersize=5)
         axes.set(xlabel="parameter tensor, from input to output", ylabel="ratio", ylim=(-0.03, 1.03), title=title)

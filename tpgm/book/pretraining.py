@@ -25,7 +25,7 @@ from tpgm.models.architectures import Architecture, head_of, need
 from tpgm.models.pretrained import Pretrained
 from tpgm.models.storage import save
 from tpgm.training.batches import derive, index_batches, warm_cosine
-from tpgm.training.evaluate import Accuracy, correct_answers
+from tpgm.training.evaluate import Accuracy, answers
 
 SIZE, SMALL_SIZE = 64, 32  # pixels
 PREPARATION = Preparation(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -228,7 +228,8 @@ def accuracy(net: nn.Module, data: ImageArray, size: int, device: torch.device) 
     correct = 0
     for at in range(0, len(data), _EVALUATION_BATCH):
         part = slice(at, at + _EVALUATION_BATCH)
-        correct += int(correct_answers(net(prepare(data.images[part], device)), data.labels[part].to(device)))
+        found = answers(net(prepare(data.images[part], device)))
+        correct += int((found == data.labels[part].to(device)).sum())
     return Accuracy(correct, len(data))
 
 

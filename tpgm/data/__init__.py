@@ -1,15 +1,13 @@
 """Real images: each function gives train, validation, ID test and named OOD tests in one shape, DataSplits.
 
 A package may add data sets of its own by an entry point of the group ``tpgm.data``, whose name is then an attribute of
-this module and a data set of the command line: the icon benchmark of this project's book, `icons`, comes that way.
+this module. This project's book adds three: `icons`, its benchmark, `domainnet` and `imagenet`.
 """
 
 from importlib.metadata import entry_points
 from typing import Any
 
-from tpgm.data.domainnet import domainnet
 from tpgm.data.folders import image_folder, resize_and_crop
-from tpgm.data.imagenet import imagenet
 from tpgm.data.preparation import Preparation
 from tpgm.data.splits import DataSplits, ImageArray, ImageFiles, LabelledData
 
@@ -19,9 +17,7 @@ __all__ = [
     "ImageFiles",
     "LabelledData",
     "Preparation",
-    "domainnet",
     "image_folder",
-    "imagenet",
     "resize_and_crop",
 ]
 

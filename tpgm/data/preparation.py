@@ -42,11 +42,6 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     shifts = torch.randint(0, 2 * reach + 1, (count, 2), generator=generator).tolist()
     mirror = torch.rand(count, generator=generator).lt(0.5).tolist()
     padded = pad(images, (reach,) * 4, mode="replicate")
-    return torch.stack(
-        [
-            image[:, top : top + height, left : left + width].flip(-1)
-            if flip
-            else image[:, top : top + height, left : left + width]
-            for image, (top, left), flip in zip(padded, shifts, mirror, strict=True)
-        ]
-    )
+    places = zip(padded, shifts, strict=True)
+    crops = [image[:, top : top + height, left : left + width] for image, (top, left) in places]
+    return torch.stack([crop.flip(-1) if flip else crop for crop, flip in zip(crops, mirror, strict=True)])

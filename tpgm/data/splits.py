@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-FRACTIONS = (1, 5, 10, 20, 50, 100)
-
 
 class LabelledData(Protocol):
     """A map-style data set of ``(input, int label)``: images here, texts in the book.

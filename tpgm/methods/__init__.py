@@ -1,22 +1,8 @@
 """Every method that `tpgm.finetune` knows: one file each, registered when this package is imported."""
 
-from tpgm.methods import (  # noqa: F401  # in the order in which `tpgm methods` lists them
-    bitfit,
-    l2_sp,
-    linear_probe,
-    lp_ft,
-    mars_penalty,
-    mars_sp,
-    partial,
-    tpgm_c,
-    tpgm_each_step,
-    tpgm_end,
-    vanilla,
-    wise_ft,
-    with_digrap,
-    with_ftp,
-    with_spd,
-)  # isort: skip
+from importlib import import_module
+from pkgutil import iter_modules
+
 from tpgm.methods.base import (
     METHODS,
     Context,
@@ -50,3 +36,6 @@ __all__ = [
     "setting",
     "valid_values",
 ]
+
+for _file in iter_modules(__path__):  # whatever file is added here is known
+    import_module(f"{__name__}.{_file.name}")

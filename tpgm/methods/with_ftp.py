@@ -29,18 +29,10 @@ class WithFTP(Method):
     radius_lr: float = radius_lr_setting()
     kappa: float = setting(1.0, "in [0, 1]; smaller lets constraints loosen", high=1)
 
-    def make_optimizer(self, context: Context, parameters: Mapping[str, nn.Parameter], lr: float) -> SGDP | AdamP:
-        groups = anchor_groups(context, parameters)
+    def make_optimizer(self, context: Context, parameters: Mapping[str, nn.Parameter], lr: float) -> Any:
+        own = {"kappa": self.kappa, "norm": self.norm, "radius_lr": self.radius_lr}
         make: Any = partial(SGDP, momentum=MOMENTUM) if self.optimizer == "sgd" else AdamP
-        optimizer: SGDP | AdamP = make(
-            groups,
-            lr=lr,
-            weight_decay=self.weight_decay,
-            kappa=self.kappa,
-            norm=self.norm,
-            radius_lr=self.radius_lr,
-        )
-        return optimizer
+        return make(anchor_groups(context, parameters), lr=lr, weight_decay=self.weight_decay, **own)
 
     def learned(self, context: Context) -> tuple[dict[str, float], dict[str, float]]:
         optimizer = getattr(context.optimizer, "optimizer", context.optimizer)  # inside accelerate's wrapper

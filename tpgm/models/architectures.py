@@ -19,6 +19,9 @@ from tpgm.data.preparation import Preparation
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+# options by which timm and torchvision would load weights from any address that a file's metadata names
+FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"}
+
 
 def need(module: str, extra: str = "models") -> ModuleType:
     """Import an optional package, or raise ImportError saying which extra brings it."""
@@ -63,7 +66,10 @@ class Architecture:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, classes: int) -> nn.Module:
-        """The model with random weights. Raises ValueError for an unknown name, ImportError for a missing package."""
+        """The model with random weights. Raises ValueError for an unknown name or an option that loads
+        weights, ImportError for a missing package."""
+        if fetching := FETCHING & set(self.options):
+            raise ValueError(f"an architecture is built without weights: options must not hold {sorted(fetching)}")
         source, _, name = self.name.partition("/")
         model: nn.Module
         if source == "timm":

@@ -112,21 +112,3 @@ def zero_shot_weights(clip: Any, tokenizer: Any, class_names: Sequence[str], tem
         features = normalize(clip.encode_text(text.to(clip.logit_scale.device)), dim=-1).mean(dim=0)
         rows.append(clip.logit_scale.exp() * normalize(features, dim=0))
     return torch.stack(rows)
-
-
-def prompts(name: str) -> tuple[str, ...]:
-    """Templates by name: "photo" ("a photo of a {}.") or "imagenet", the 80 of CLIP's ImageNet evaluation."""
-    if name == "photo":
-        return ("a photo of a {}.",)
-    if name == "imagenet":
-        return tuple(template("{}") for template in need("open_clip", "clip").OPENAI_IMAGENET_TEMPLATES)
-    raise ValueError(f"unknown templates {name!r}; choose photo or imagenet")
-
-
-def spoken(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as CLIP's text tower should read them: ImageNet's for WordNet ids, others as they are."""
-    wnids = need("timm.data").ImageNetInfo().label_names()
-    if not set(class_names) <= set(wnids):
-        return tuple(class_names)
-    names = need("open_clip", "clip").IMAGENET_CLASSNAMES
-    return tuple(names[wnids.index(wnid)] for wnid in class_names)

@@ -1,5 +1,6 @@
 """One training loop for every method, and what surrounds it."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,12 +12,6 @@ __all__ = ["Result", "finetune"]
 
 def __getattr__(name: str) -> Any:
     # batches and accuracies can be had without what the loop needs (accelerate, tqdm)
-    if name == "finetune":
-        from tpgm.training.loop import finetune
-
-        return finetune
-    if name == "Result":
-        from tpgm.training.result import Result
-
-        return Result
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'loop' if name == 'finetune' else 'result'}"), name)

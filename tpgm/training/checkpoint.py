@@ -35,19 +35,20 @@ class Progress:
 class Checkpoints:
     """The checkpoint of one run in `folder`; without a folder nothing is kept.
 
-    identity: what another run's checkpoint would differ in. every: seconds of training between two of them.
+    identity: what another run's checkpoint would differ in. every: seconds of training between two of them. writes:
+    whether this process writes them.
     """
 
-    def __init__(self, folder: Path | None, identity: dict[str, Any], every: float) -> None:
+    def __init__(self, folder: Path | None, identity: dict[str, Any], every: float, writes: bool) -> None:
         self.path = None if folder is None else folder / NAME
-        self.identity, self.every, self.last = identity, every, 0.0
+        self.identity, self.every, self.writes, self.last = identity, every, writes, 0.0
 
     def save(self, progress: Progress, state: Callable[[], dict[str, Any]], force: bool) -> None:
         """Write a checkpoint if it is time to, or in any case with `force`. Raises OSError naming the file."""
         if not force and progress.seconds - self.last <= self.every:
             return
         self.last = progress.seconds
-        if self.path is not None:
+        if self.path is not None and self.writes:
             write_state(self.path, VERSION, {"identity": self.identity, "progress": asdict(progress), **state()})
 
     def load(self, device: torch.device) -> tuple[Progress, dict[str, Any]] | None:

@@ -76,11 +76,6 @@ def answers(logits: Tensor, class_subset: Tensor | None = None) -> Tensor:
     return subset[logits[:, subset].argmax(dim=1)]
 
 
-def correct_answers(logits: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> Tensor:
-    """How many `answers` are right, a scalar int64 tensor. labels: (B,) int64."""
-    return (answers(logits, class_subset) == labels).sum()
-
-
 @torch.no_grad()
 def count(
     net: nn.Module, inputs: Iterable[tuple[Tensor, Tensor]], classes: int, data: Any, device: torch.device

@@ -120,14 +120,10 @@ class _Run:
         self.epoch = -(-len(data.train) // method.batch_size)  # training steps in it
         self.stages = [stage for stage in method.stages(self.epoch) if stage.steps]
         self.show = progress and accelerator.is_main_process
-        self.at, self.saved, self.best = Progress(), dict[str, Any](), None
-        self.checkpoints = Checkpoints(
-            folder if accelerator.is_main_process else None, self.identity(), checkpoint_seconds
-        )
-        if folder is not None:
-            self.resume(Checkpoints(folder, self.identity(), checkpoint_seconds))
-
-    best: dict[str, Tensor] | None
+        self.at, self.saved = Progress(), dict[str, Any]()
+        self.best: dict[str, Tensor] | None = None
+        self.checkpoints = Checkpoints(folder, self.identity(), checkpoint_seconds, accelerator.is_main_process)
+        self.resume()
 
     # --- the run
 
@@ -360,14 +356,13 @@ class _Run:
             "learner": None if learner is None else learner.state_dict(),
         }
 
-    def resume(self, checkpoints: Checkpoints) -> None:
+    def resume(self) -> None:
         """Take up what an earlier call left in the folder."""
-        found = checkpoints.load(self.device)
+        found = self.checkpoints.load(self.device)
         if found is not None:
             self.at, self.saved = found
             self.net.load_state_dict(self.saved["model"])
             self.best = self.saved["best"]
-            self.checkpoints.last = checkpoints.last
 
     def continue_stage(self) -> None:
         """Optimizer and learner of the stage in which the checkpoint was made go on from their states there."""

@@ -195,7 +195,7 @@ def _head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
     """The arguments of `tpgm.models.load` that say which head is wanted."""
     if config["head"] == "new":
         return {"num_classes": len(class_names)}
-    from tpgm.models.clip import prompts, spoken
+    from tpgm.book.zero_shot import prompts, spoken
 
     return {"class_names": spoken(class_names), "templates": prompts(config["templates"])}
 
@@ -224,9 +224,13 @@ def splits(config: Mapping[str, Any], *, progress: bool = False) -> DataSplits:
         if name in ("domainnet", "imagenet") and not config["root"]:
             raise ValueError(f"{name} needs root: the folder that holds its official layout")
         if name == "domainnet":
-            found = data.domainnet(config["root"], domain or "real", transform=transform, **common)
+            from tpgm.book.domainnet import domainnet
+
+            found = domainnet(config["root"], domain or "real", transform=transform, **common)
         elif name == "imagenet":
-            found = data.imagenet(config["root"], transform=transform, **common)
+            from tpgm.book.imagenet import imagenet
+
+            found = imagenet(config["root"], transform=transform, **common)
         else:
             found = data.image_folder(config["data"], ood=config["ood"], transform=transform, **common)
     return fewer_val(found, config["val_per_class"]) if config["val_per_class"] else found

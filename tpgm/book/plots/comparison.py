@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import Variant, along_path
-from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
 
 MARKERS = "osD^vP*X<>hp"
 

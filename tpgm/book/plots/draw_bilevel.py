@@ -13,7 +13,7 @@ from tpgm.book.linear.alternation import Trajectory
 from tpgm.book.linear.bilevel import Bilevel, solve_exact
 from tpgm.book.linear.bilevel_study import Comparison, interval
 from tpgm.book.linear.problem import Array
-from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 
 def cosines(tightness: ArrayLike, by_method: Mapping[str, Array]) -> Figure:

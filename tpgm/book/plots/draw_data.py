@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tpgm.book.icon_benchmark.icons import IconCollection
 from tpgm.book.icon_benchmark.render import DOMAINS, fill_holes, solidity
-from tpgm.style import ANCHOR_COLOR, ID_COLOR, OOD_COLOR, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, ID_COLOR, OOD_COLOR, book_style
 
 _GAP = 4  # pixels between icons
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import nn
 
+from tpgm.book.plots.style import ANCHOR_COLOR, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 from tpgm.book.toy import Run, Task, boundary
-from tpgm.style import ANCHOR_COLOR, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 NETWORK_COLOR = "#CC79A7"
 

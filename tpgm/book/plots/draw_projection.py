@@ -22,8 +22,8 @@ from tpgm.book.linear.verify_projection import (
     project_mars_euclidean,
     spread,
 )
+from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 from tpgm.projection import Norm, row_norms, row_ratios
-from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 # name, map, colour, marker and its size: where markers coincide all can be seen
 MAPS = (

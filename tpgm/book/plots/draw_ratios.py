@@ -26,7 +26,7 @@ from tpgm.book.linear.ratios import (
     solve_outer_qp,
 )
 from tpgm.book.linear.simulation import excess_risk, learn_ratios, random_displacements, ratio_curve
-from tpgm.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 Case = tuple[LinearProblem, Array]  # a problem and the displacement that fine-tuning gave
 

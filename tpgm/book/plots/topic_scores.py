@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import SCORES, Variant, on_topic, topics_of
 from tpgm.book.plots.comparison import look
-from tpgm.style import ANCHOR_COLOR, CYCLE, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, book_style
 
 
 def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | None = None) -> Figure:
