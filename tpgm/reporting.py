@@ -22,17 +22,8 @@ if TYPE_CHECKING:
 
 # told apart by people with colour-vision deficiency too (Okabe and Ito)
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-_LOOK: dict[str, Any] = {
-    "figure.figsize": (7.0, 3.8),
-    "figure.constrained_layout.use": True,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#DDDDDD",
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-}
+_LOOK: Any = dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
+_LOOK |= {"figure.figsize": (7.0, 3.8), "figure.constrained_layout.use": True, "savefig.dpi": 160, "axes.grid": True}
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,6 @@ def ratios_by_depth(ratios: Mapping[str, float], model: nn.Module, title: str = 
     """
     try:
         import matplotlib.pyplot as plt
-
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install 'tpgm[theory]'") from error
     with plt.rc_context(_LOOK):

@@ -30,11 +30,8 @@ def stop_requests(saved: bool) -> Iterator[threading.Event]:
     def request(number: int, _: object) -> None:
         event.set()
         restore()
-        print(
-            f"\n{signal.Signals(number).name}: stopping after this step; {kept}. Once more stops at once.",
-            file=sys.stderr,
-            flush=True,
-        )
+        name = signal.Signals(number).name
+        print(f"\n{name}: stopping after this step; {kept}. Once more stops at once.", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, request) for number in SIGNALS}
 
