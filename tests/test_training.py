@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -166,7 +167,9 @@ def test_statistics_of_projected_models_are_those_that_were_asked_for(method: st
     for buffers in ("keep", "move", "reestimate"):
         given = settings(method, batchnorm="train", epochs=3, head_epochs=0, buffers=buffers)
         given |= {"updates": 2, "radius_lr": 1e-3} if method == "tpgm-end" else {}  # too few to open the radii
-        result = run_finetune(start, data, method, progress=False, **given)
+        stale = method == "tpgm-end" and buffers == "keep"
+        with pytest.warns(UserWarning, match="buffers='reestimate'") if stale else contextlib.nullcontext():
+            result = run_finetune(start, data, method, progress=False, **given)
         found[buffers] = result.model.get_buffer(name).clone()
         if buffers == "reestimate":
             x = start.preparation(data.train.images, torch.device("cpu"))

@@ -60,8 +60,8 @@ class LearnedRadii(Method):
         choices=("labels", "entropy"),
     )
 
-    def constraint(self, context: Context) -> TPGM:
-        """A new constraint on the network around its anchor."""
+    def constraint(self, context: Context, buffers: Buffers | None) -> TPGM:
+        """A new constraint on the network around its anchor; buffers: as in `tpgm.TPGM`."""
         return TPGM(
             context.net,
             anchor=context.anchor,
@@ -72,7 +72,7 @@ class LearnedRadii(Method):
             tv=self.tv,
             unit=self.unit,
             start=self.start,
-            buffers=self.buffers,
+            buffers=buffers,
         )
 
     def update(self, context: Context, number: int) -> None:

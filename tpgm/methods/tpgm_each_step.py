@@ -35,7 +35,7 @@ class TPGMEachStep(LearnedRadii):
             raise ValueError("begin and patience do not go together: training could stop before the first projection")
 
     def enter(self, context: Context, stage: str) -> TPGM:
-        return self.constraint(context)
+        return self.constraint(context, self.buffers)
 
     def after_step(self, context: Context, step: int) -> None:
         free = step + 1 <= self.begin * context.steps  # the weights leave their anchor first

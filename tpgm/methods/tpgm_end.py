@@ -26,7 +26,9 @@ class TPGMEnd(LearnedRadii):
         return [*super().stages(epoch), Stage(RADII, self.updates)]
 
     def enter(self, context: Context, stage: str) -> TPGM | None:
-        return self.constraint(context) if stage == RADII else None
+        # none chosen: TPGM warns where training has changed running statistics
+        chosen = None if self.buffers == "keep" else self.buffers
+        return self.constraint(context, chosen) if stage == RADII else None
 
     def own_step(self, context: Context, stage: str, number: int) -> None:
         self.update(context, number)
