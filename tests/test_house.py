@@ -342,3 +342,25 @@ def test_a_load_that_runs_code_is_caught(text: str, tmp_path: Path) -> None:
 
 def test_lines_are_counted_by_room(tmp_path: Path) -> None:
     assert lines(invented(tmp_path, {"a": "x = 1\n\n# two\n", "book/b": "y = 2\n" * 5})) == (3, 5)
+
+
+def names_of_methods(tree: ast.Module, methods: set[str]) -> list[str]:
+    """Names of methods that a module's code speaks of, other than as a parameter's default."""
+    defaults = {
+        id(default)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for default in [*node.args.defaults, *node.args.kw_defaults]
+    }
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in defaults]
+    return sorted({node.value for node in constants if isinstance(node.value, str) and node.value in methods})
+
+
+def test_the_training_loop_knows_no_method_by_name(house: dict[str, Module]) -> None:
+    from tpgm.methods import METHODS
+
+    rooms = [module for name, module in house.items() if inside(name, "tpgm.training")]
+    assert len(rooms) > 5
+    assert {m.name: found for m in rooms if (found := names_of_methods(m.tree, set(METHODS)))} == {}
+    branch = ast.parse("def run(method='tpgm'):\n    return 1 if method == 'lp-ft' else 2")
+    assert names_of_methods(branch, set(METHODS)) == ["lp-ft"]

@@ -25,7 +25,7 @@ from torch import Tensor
 from tpgm.projection import NORMS, Norm, as_rows, count_rows, row_norms, scale_rows
 
 PIECE = 1 << 14  # numbers in a piece
-SHARE = 1 << 17  # numbers in a thread's share of the work, at least
+SHARE = 1 << 20  # numbers in a thread's share of the work, at least
 SHARES = 4  # shares a thread gets in turn, so that one whose core is busy with something else gets less to do
 
 Kernel = Callable[..., None]

@@ -20,7 +20,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 from tpgm.book.icon_benchmark import DOMAINS, icon_collection, icons_upstream
 from tpgm.data import DataSplits, ImageArray, LabelledData
 from tpgm.data.preparation import Preparation
-from tpgm.files import write_aside
+from tpgm.files import read_state, write_aside, write_state
 from tpgm.models.architectures import Architecture, head_of, need
 from tpgm.models.pretrained import Pretrained
 from tpgm.models.storage import save
@@ -30,6 +30,7 @@ from tpgm.training.evaluate import Accuracy, answers
 SIZE, SMALL_SIZE = 64, 32  # pixels
 PREPARATION = Preparation(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _EVALUATION_BATCH = 256
+CHECKPOINT = 1  # version of the checkpoints' content
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ class _Pretraining:
                 "model": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
-            with write_aside(checkpoint) as aside:
-                torch.save(state, aside)
+            write_state(checkpoint, CHECKPOINT, state)
 
     def _epoch(self, size: int, count: int, bar: Any) -> float:
         """One pass over the training data; returns the mean loss."""
@@ -178,10 +178,7 @@ class _Pretraining:
     def resume(self, checkpoint: Path) -> None:
         if not checkpoint.exists():
             return
-        try:
-            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{checkpoint} cannot be read ({error}); delete it to begin again") from error
+        state = read_state(checkpoint, CHECKPOINT, self.device)
         if state["identity"] != self._identity():
             raise ValueError(f"{checkpoint} is of another recipe, seed or data; delete it to begin again")
         self.net.load_state_dict(state["model"])
