@@ -280,14 +280,14 @@ def provenance(more: Sequence[str] = ()) -> Row:
 
 
 def _commit() -> str:
-    package = Path(__file__).parent
+    package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        if not git("ls-files", Path(__file__).name):  # some other repository around an installed package
+        if not git("ls-files", "__init__.py"):  # some other repository around an installed package
             return ""
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except OSError:
