@@ -45,7 +45,7 @@ def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: s
         ("tpgm", {"begin": 1.0}, "begin must be at least 0 and below 1"),
         ("tpgm", {"begin": 0.5, "patience": 2}, "do not go together"),
         ("partial", {}, "partial needs train"),
-        ("spd", {"optimizer": "sgd"}, "optimizer must be 'adamw'"),
+        ("spd", {"optimizer": "sgd"}, "optimizer must be one of 'adamw', got 'sgd'"),
     ],
 )
 def test_bad_settings(method: str, given: dict[str, Any], message: str) -> None:

@@ -457,6 +457,17 @@ def test_partial_pattern_that_matches_nothing() -> None:
         run_finetune(small_start(), small_data(), "partial", progress=False, train=("layer9.*",))
 
 
+def test_a_store_that_cannot_be_written_costs_nothing_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, data = small_start(), small_data()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):  # before any training
+        run_finetune(start, data, "lp-ft", store=tmp_path / "file", progress=False, **FAST)
+    monkeypatch.setattr("tpgm.training.stages.write_state", full_disk)
+    with pytest.warns(UserWarning, match="the stage is not kept for other runs: .*No space left"):
+        result = run_finetune(start, data, "lp-ft", store=tmp_path, progress=False, **FAST)
+    assert result.accuracies["id_test"].total == len(data.id_test)
+
+
 # --- beside others
 
 

@@ -82,8 +82,7 @@ class LearnedRadii(Method):
         def closure() -> Tensor:
             with context.autocast():
                 logits = context.net(x)
-                if self.outer_loss == "entropy":
-                    return cross_entropy(logits, logits.softmax(dim=1))  # the mean entropy of the predictions
-                return cross_entropy(logits, y)
+                # with the predictions as labels: their mean entropy
+                return cross_entropy(logits, logits.softmax(dim=1) if self.outer_loss == "entropy" else y)
 
         context.learner.update(closure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -22,11 +22,8 @@ class WithDiGraP(Method):
         "a learned share of the gradient that leads away from the anchor is projected out (arXiv 2502.15895)"
     )
 
+    optimizer: Literal["adamw"] = setting("adamw", "adamw: the method is an Adam", choices=("adamw",))
     omega_lr: float = setting(1e-2, "learning rate of Adam on the share")
-
-    def check(self) -> None:
-        if self.optimizer != "adamw":
-            raise ValueError("digrap is an Adam method: optimizer must be 'adamw'")
 
     def make_optimizer(self, context: Context, parameters: Mapping[str, nn.Parameter], lr: float) -> DiGraP:
         groups = anchor_groups(context, parameters)

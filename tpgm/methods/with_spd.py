@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -20,11 +20,8 @@ class WithSPD(Method):
     name: ClassVar[str] = "spd"
     about: ClassVar[str] = "AdamSPD: decay towards the anchor where the gradient asks to come back (arXiv 2411.01713)"
 
+    optimizer: Literal["adamw"] = setting("adamw", "adamw: the method is an Adam", choices=("adamw",))
     strength: float = setting(1.0, "λ")
-
-    def check(self) -> None:
-        if self.optimizer != "adamw":
-            raise ValueError("spd is an Adam method: optimizer must be 'adamw'")
 
     def make_optimizer(self, context: Context, parameters: Mapping[str, nn.Parameter], lr: float) -> AdamSPD:
         groups = anchor_groups(context, parameters)

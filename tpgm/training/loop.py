@@ -82,8 +82,9 @@ def finetune(
             start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
         else:
             start = models.load(model, num_classes=len(data.class_names), size=size)
+        shared = None if store is None else StageStore(Path(store))
         run = _Run(accelerator, start, data, chosen, folder, progress, checkpoint_seconds)
-        run.train(None if store is None else StageStore(Path(store)), kept=folder is not None)
+        run.train(shared, kept=folder is not None)
         result = run.finish()
         if folder is not None and accelerator.is_main_process:
             _save(folder, start, result)

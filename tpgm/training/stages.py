@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ class StageStore:
     """
 
     def __init__(self, root: Path) -> None:
+        """Make the folder. Raises OSError if it cannot be made."""
         self.root = root
+        root.mkdir(parents=True, exist_ok=True)
 
     def file(self, stages: list[Stage], identity: dict[str, Any]) -> Path:
         """The file of the last of `stages`, the others being those before it; identity: of the run."""
@@ -43,8 +46,10 @@ class StageStore:
 
     @staticmethod
     def write(file: Path, state: dict[str, Any]) -> None:
-        """Raises OSError naming the file if it cannot be written."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """What was computed is not given up for a full disk: if the file cannot be written, a warning names it."""
         own = file.with_name(f"{file.stem}.{os.getpid()}")  # another process may be writing the same
-        write_state(own, VERSION, state)
-        os.replace(own, file)
+        try:
+            write_state(own, VERSION, state)
+            os.replace(own, file)
+        except OSError as error:
+            warnings.warn(f"the stage is not kept for other runs: {error}", stacklevel=2)
