@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+def load_tool(name: str, folder: str = "tools") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -229,3 +229,8 @@ def test_code_of_the_page_use_it_runs(
     assert "body.weight" in capsys.readouterr().out
     assert not torch.equal(names["halfway"].body.weight, names["model"].body.weight)
     assert "head.weight" not in names["constraint"].radii
+
+
+@pytest.mark.parametrize("script", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(script: str) -> None:
+    assert callable(load_tool(script, "benchmarks").main)
