@@ -73,6 +73,14 @@ def test_the_address_follows_the_configuration(tmp_path: Path) -> None:
         assert old not in text, f"{path.name} names the address outside its generated parts"
 
 
+def test_no_page_has_an_unfilled_mark() -> None:
+    mark = re.compile(r"@@\w+@@|\bTODO\b|\bTBD\b")
+    pages = {p: t for p, t in texts().items() if p.suffix in (".md", ".ipynb")}
+    assert len(pages) > 20
+    assert {str(p): found for p, text in pages.items() if (found := mark.findall(text))} == {}
+    assert mark.findall("As @@RESULTS@@ show") == ["@@RESULTS@@"]
+
+
 def test_nothing_else_names_the_address() -> None:
     url, _ = notebooks.repository()
     owner_and_name = "/".join(url.split("/")[-2:])
