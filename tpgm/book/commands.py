@@ -228,7 +228,7 @@ def _recipe(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    from tpgm import data
+    from tpgm.book import icon_benchmark as data
     from tpgm.book.icon_benchmark.cache import cache_dir
     from tpgm.book.icon_tables import icon_table, licence_counts, licence_table, splits_table
     from tpgm.book.notebook import markdown
