@@ -46,7 +46,7 @@ class Study:
     """name: also of its file of rows, with "-" for ":". config: keys of `experiment.KEYS` that all runs share.
 
     budget: settings of all methods that have them; published: those of them that a paper states. entries: by label, the
-    name in tables. small: by profile, keys of the configuration to change and upper bounds of settings, for a shorter
+    name in tables. small: by profile, keys of the configuration to change and upper bounds of settings (of words: what they become), for a shorter
     run. weights: what the checkpoint is, where the reader brings it. reported: a paper's ID and mean OOD accuracy in
     per cent, by label.
     """
@@ -58,7 +58,7 @@ class Study:
     entries: Mapping[str, Entry]
     seeds: tuple[int, ...] = SEEDS
     search_seed: int = SEARCH_SEED
-    small: Mapping[str, tuple[Mapping[str, Any], Mapping[str, int]]] = field(default_factory=dict)
+    small: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
     published: frozenset[str] = frozenset()
     weights: str = ""
     reported: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -90,7 +90,8 @@ class Study:
         changes, most = self.small[profile]
 
         def shorter(settings: Settings) -> Settings:
-            return {n: min(v, most[n]) if n in most else v for n, v in settings.items()}
+            cut = {n: most[n] if isinstance(v, str) else min(v, most[n]) for n, v in settings.items() if n in most}
+            return {**settings, **cut}
 
         entries = {
             label: replace(entry, settings=shorter(entry.settings), config={**entry.config, **changes})
