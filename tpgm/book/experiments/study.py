@@ -46,7 +46,7 @@ class Study:
     """name: also of its file of rows, with "-" for ":". config: keys of `experiment.KEYS` that all runs share.
 
     budget: settings of all methods that have them; published: those of them that a paper states. entries: by label, the
-    name in tables. small: by profile, keys of the configuration to change and upper bounds of settings (of words: what they become), for a shorter
+    name in tables. small: by profile, keys of the configuration to change and upper bounds of settings, for a shorter
     run. weights: what the checkpoint is, where the reader brings it. reported: a paper's ID and mean OOD accuracy in
     per cent, by label.
     """
