@@ -31,7 +31,7 @@ def domainnet(
     at least one image (the paper's: 1, 5, 10, 20, 50, 100); choices of one seed are nested. Validation data are
     `val_share` of what is then left, class by class: the label budget pays for them too. (How the paper held out its
     validation data is not known here.) ID test and OOD tests are the official test lists. transform, train_transform
-    and dtypes as in :func:`image_folder`; files are looked at when read, not here.
+    and dtypes as in :func:`tpgm.data.image_folder`; files are looked at when read, not here.
 
     Raises FileNotFoundError saying what to download and where to put it; ValueError naming list and line for a
     malformed line, a label outside the classes or a path of another class.

@@ -46,8 +46,8 @@ def imagenet(
     the training images, class by class, after `fraction` (percentage of the labels) is taken.
 
     ImageNet-A and ImageNet-R hold 200 of the 1,000 classes each: their labels stay 0 … 999, and ``class_subset`` holds
-    the classes that occur, among which alone the arg max is taken (see :class:`ImageFiles`). transform,
-    train_transform and dtypes as in :func:`image_folder`. Listing the training images takes a while.
+    the classes that occur, among which alone the arg max is taken (see :class:`tpgm.data.ImageFiles`). transform,
+    train_transform and dtypes as in :func:`tpgm.data.image_folder`. Listing the training images takes a while.
 
     Raises FileNotFoundError saying what to download, how large it is and where to put it; ValueError for an unknown
     name in `ood`, a folder that is no class, or a class without images.
