@@ -77,9 +77,9 @@ def icons(
 
     Classes without a training, a validation and a test icon in the ID style are left out (none for "solid"). An OOD
     test holds the icons of all designers who drew none of the training or validation data of this ID style. Images:
-    uint8 (3, 64, 64); see :class:`tpgm.data.DataSplits`. Raises ValueError for an unknown style or a wrong number; RuntimeError
-    if the package cannot be fetched or its checksum is wrong; ImportError if the extra `data` is not installed; OSError
-    if the disk is full. A UserWarning says so if the arrays differ from the published checksum.
+    uint8 (3, 64, 64); see :class:`tpgm.data.DataSplits`. Raises ValueError for an unknown style or a wrong number;
+    RuntimeError if the package cannot be fetched or its checksum is wrong; ImportError if the extra `data` is not
+    installed; OSError if the disk is full. A UserWarning says so if the arrays differ from the published checksum.
     """
     if id_domain not in DOMAINS:
         raise ValueError(f"unknown id_domain {id_domain!r}; choose one of {', '.join(map(repr, DOMAINS))}")
