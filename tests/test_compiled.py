@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,16 @@ SHAPES = ((900, 700), (6,), (4, 3, 3, 3), (), (5, 1), (3, 40_000), (1, 17), (50_
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    machine = import_module("tpgm._engine.numba")
+    monkeypatch.setattr(machine, "SHARE", 1 << 17)  # these tensors are then enough for several threads
+    machine._table.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
+    assert len(machine._table(((900, 700), (1, 50_001)), request.param).shares) >= request.param
     yield request.param
     torch.set_num_threads(before)
+    machine._table.cache_clear()
 
 
 def drawn(seed: int, dtype: torch.dtype) -> list[Tensor]:
