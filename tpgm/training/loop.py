@@ -215,6 +215,7 @@ class _Run:
             p.requires_grad_(True)
         net = self.context.net = self.accelerator.prepare_model(self.net)
         self.context.steps = stage.steps
+        self.set_modes(net, train=True)  # as training left them, also where it was resumed or taken from the store
         self.context.learner = self.method.enter(self.context, stage.name)
         self.continue_stage()
         numbers = range(self.at.step, stage.steps)
