@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from tpgm.training.batches import derive, index_batches
 def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:
     """The model after fine-tuning by `method` with the resolved settings `c`."""
     net, device = copy.deepcopy(start.model), torch.device("cpu")
-    anchor = start.anchor
+    anchor = dict(start.anchor)
     head = [name for name, _ in net.named_parameters() if name not in anchor]
     per_epoch = math.ceil(len(data.train) / c["batch_size"])
     bn = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -54,15 +56,14 @@ def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:
     stages.append(("weights", c["epochs"], c["lr"], trained))
     for stage, epochs, lr, trainable in stages:
         full = stage == "weights"
+        if full and c["anchor_head"]:
+            anchor |= {name: net.get_parameter(name).detach().clone() for name in head}
         params = {name: net.get_parameter(name) for name in trainable}
         for name, p in net.named_parameters():
             p.requires_grad_(name in params)
         states: dict[str, dict[str, Any]] = {name: {} for name in params}
-        optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(params.values(), lr=lr, momentum=0.9, nesterov=True)
-            if c["optimizer"] == "sgd"
-            else torch.optim.AdamW(params.values(), lr=lr, weight_decay=0.0)
-        )
+        optimizer = ordinary(c, params.values(), lr)
+        own = {name: ordinary(c, [p], lr) for name, p in params.items()}
         if full and method == "tpgm":
             constraint = reference()
         net.train(full and method != "linear-probe")
@@ -93,7 +94,11 @@ def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:
                     loss = loss + c["strength"] * rows.abs().sum(1).max()
             optimizer.zero_grad()
             loss.backward()
-            if full and method in ("ftp", "spd", "digrap"):
+            if full and method == "auto-rgn":
+                for name, rate in relative_rates(params).items():
+                    own[name].param_groups[0]["lr"] = rate * lr * scale
+                    own[name].step()
+            elif full and method in ("ftp", "spd", "digrap"):
                 for name, p in params.items():
                     p.data = anchored_step(method, c, p.data, p.grad, anchor.get(name), states[name], lr * scale)
             else:
@@ -112,11 +117,57 @@ def plain(start: Any, data: Any, method: str, c: dict[str, Any]) -> nn.Module:
         for number in range(c["updates"]):
             radius_update(number)
         constraint.project_()
+    ratio = dict.fromkeys(anchor, 1.0)
     if method == "wise-ft":
-        for name, a in anchor.items():
-            p = net.get_parameter(name)
-            p.data = a + c["alpha"] * (p.data - a)
-    return net
+        ratio = dict.fromkeys(anchor, c["alpha"])
+    if method == "lines":  # SmallNet's blocks, from the input on
+        ratio = {
+            n: c["shallow"] + (c["deep"] - c["shallow"]) * depth / 2
+            for n in anchor
+            for depth, block in enumerate(("block.0", "block.1", "conv"))
+            if n.startswith(block)
+        }
+    if method in ("one-ratio", "probe-anchored"):
+        losses: list[list[float]] = []
+        for i in range(c["points"]):
+            tried = between(net, anchor, dict.fromkeys(anchor, i / (c["points"] - 1))).eval()
+            with torch.no_grad():
+                logits = tried(start.preparation(data.val.images, device))
+            losses.append(
+                [-row.log_softmax(0)[label].item() for row, label in zip(logits, data.val.labels, strict=True)]
+            )
+        best = min(range(c["points"]), key=lambda i: statistics.fmean(losses[i]))
+        if c["rule"] == "one-se":
+            best = next(i for i in range(best + 1) if indistinguishable(losses[i], losses[best]))
+        ratio = dict.fromkeys(anchor, best / (c["points"] - 1))
+    return between(net, anchor, ratio)
+
+
+def ordinary(c: dict[str, Any], params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if c["optimizer"] == "sgd":
+        return torch.optim.SGD(params, lr=lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(params, lr=lr, weight_decay=0.0)
+
+
+def indistinguishable(losses: list[float], best: list[float]) -> bool:
+    """Whether the mean of the paired differences is within one standard error of 0, or below."""
+    differences = [one - other for one, other in zip(losses, best, strict=True)]
+    return statistics.fmean(differences) <= statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def between(net: nn.Module, anchor: dict[str, Tensor], ratio: dict[str, float]) -> nn.Module:
+    """A copy of the network with each parameter its own share of the way from its anchor."""
+    found = copy.deepcopy(net)
+    for name, a in anchor.items():
+        p = found.get_parameter(name)
+        p.data = a + ratio[name] * (p.data - a)
+    return found
+
+
+def relative_rates(params: dict[str, nn.Parameter]) -> dict[str, float]:
+    """Auto-RGN: each tensor's ``‖g‖ / ‖θ‖`` as a share of the largest."""
+    relative = {name: (p.grad.norm() / p.norm()).item() for name, p in params.items() if p.norm() > 0}
+    return {name: relative[name] / max(relative.values()) if name in relative else 1.0 for name in params}
 
 
 def anchored_step(

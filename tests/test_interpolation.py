@@ -65,3 +65,83 @@ def test_bad_input() -> None:
         tpgm.interpolate(model, "zero", 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="matches no parameter"):
         tpgm.interpolate(model, anchor, 0.5, exclude=["head.*"])
+
+
+# --- a ratio for each parameter, and averages
+
+
+def test_a_mapping_gives_each_parameter_its_ratio_and_buffers_that_of_their_module() -> None:
+    model, anchor = pair()
+    names = [name for name, _ in model.named_parameters()]
+    ratios = {name: i / len(names) for i, name in enumerate(names)}
+    mixed = tpgm.interpolate(model, anchor, ratios)
+    for name, p in mixed.named_parameters():
+        start, end = anchor.get_parameter(name), model.get_parameter(name)
+        torch.testing.assert_close(p, start + ratios[name] * (end - start), msg=name)
+    start, end = anchor.get_buffer("1.running_var"), model.get_buffer("1.running_var")
+    share = (ratios["1.weight"] + ratios["1.bias"]) / 2
+    torch.testing.assert_close(mixed.get_buffer("1.running_var"), start + share * (end - start))
+    with pytest.raises(ValueError, match=r"differing: 0\.weight"):
+        tpgm.interpolate(model, anchor, {name: 0.5 for name in names if name != "0.weight"})
+    with pytest.raises(ValueError, match="differing: nothing"):
+        tpgm.interpolate(model, anchor, {**ratios, "nothing": 0.5})
+    with pytest.raises(ValueError, match=r"finite number, got \{'0\.weight': nan"):
+        tpgm.interpolate(model, anchor, {**ratios, "0.weight": math.nan})
+
+
+def several(k: int) -> tuple[list[nn.Module], nn.Module]:
+    first, anchor = pair()
+    models = [copy.deepcopy(first) for _ in range(k)]
+    with torch.no_grad():
+        for model in models[1:]:
+            for tensor in [*model.parameters(), model.get_buffer("1.running_mean")]:
+                tensor.add_(torch.randn_like(tensor))
+    return models, anchor
+
+
+def test_soup_is_the_mean_of_weights_and_statistics() -> None:
+    models, _ = several(3)
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    mixed = tpgm.soup(models)
+    for name, tensor in mixed.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, sum(state[name] for state in before) / 3, msg=name)
+        for model, state in zip(models, before, strict=True):
+            assert torch.equal(model.state_dict()[name], state[name])
+    with pytest.raises(ValueError, match="two models or more, got 1"):
+        tpgm.soup(models[:1])
+    with pytest.raises(ValueError, match=r"models\[1\] and models\[0\] differ in bias"):
+        tpgm.soup([nn.Linear(2, 3), nn.Linear(2, 4)])
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_model_stock_is_the_formula_of_the_paper(k: int) -> None:
+    models, anchor = several(k)
+    mixed, ratios = tpgm.model_stock(models, anchor, exclude=["8.*"])
+    for name, start in anchor.named_parameters():
+        moved = [(model.get_parameter(name) - start).flatten() for model in models]
+        mean = start + sum(moved).reshape(start.shape) / k
+        if name.startswith("8."):
+            torch.testing.assert_close(mixed.get_parameter(name), mean, msg=name)
+            continue
+        pairs = [(a, b) for i, a in enumerate(moved) for b in moved[:i]]
+        cosine = sum((torch.dot(a, b) / (a.norm() * b.norm())).item() for a, b in pairs) / len(pairs)
+        assert ratios[name] == pytest.approx(max(0, k * cosine / (1 + (k - 1) * cosine)), abs=1e-6)
+        torch.testing.assert_close(mixed.get_parameter(name), start + ratios[name] * (mean - start), msg=name)
+
+
+def test_model_stock_at_its_ends() -> None:
+    """The same displacement twice is kept whole; opposite ones, and none, go back to the anchor."""
+    anchor = nn.Linear(3, 2)
+    models = [copy.deepcopy(anchor) for _ in range(2)]
+    with torch.no_grad():
+        models[0].weight += 1
+        models[1].weight += 1
+    mixed, ratios = tpgm.model_stock(models, anchor)
+    assert ratios == {"weight": pytest.approx(1), "bias": 0}
+    torch.testing.assert_close(mixed.weight, models[0].weight)
+    with torch.no_grad():
+        models[1].weight -= 2
+    mixed, ratios = tpgm.model_stock(models, anchor)
+    assert ratios["weight"] == 0
+    assert torch.equal(mixed.bias, anchor.bias)

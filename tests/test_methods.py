@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.methods import METHODS, options, parse, resolve
+from tpgm.methods.auto_rgn import scale
+from tpgm.methods.lines import by_depth
+from tpgm.methods.one_ratio import choose
 from tpgm.training.batches import derive, index_batches
 from tpgm.training.evaluate import Accuracy, answers, mean_accuracy
 
@@ -51,6 +55,37 @@ def test_every_method_has_valid_defaults_and_reads_them_back_from_text(method: s
 def test_bad_settings(method: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(method, given)
+
+
+def test_one_standard_error_goes_as_near_to_the_anchor_as_validation_data_allow() -> None:
+    """Paired differences to the best, the last row: 1 ± .2, .1 ± .2, -.0 ± 0 in mean and standard error."""
+    best = torch.linspace(0, 3, 100, dtype=torch.float64)
+    noise = torch.tensor([2.0, -2.0]).repeat(50)  # mean 0, standard error 2 / √99
+    losses = torch.stack([best + 1 + noise, best + 0.19 + noise, best + 0.21 + noise, best])
+    assert choose(losses, "best") == 3
+    assert choose(losses, "one-se") == 1
+    losses[1] += 0.02  # 0.21 is beyond one standard error, 0.201
+    assert choose(losses, "one-se") == 3
+    losses[3] = torch.nan
+    assert choose(losses, "best") in (1, 2)
+    with pytest.raises(FloatingPointError, match="not finite at any ratio"):
+        choose(losses * torch.nan, "best")
+
+
+def test_lines_rise_with_depth() -> None:
+    names = ["stem.weight", "stem.bias", "layer1.0.conv.weight", "layer1.1.conv.weight", "layer2.0.bn.bias"]
+    ratios = by_depth(names, 0.25, 1.0)
+    assert ratios == dict(zip(names, (0.25, 0.25, 0.5, 0.75, 1.0), strict=True))
+    assert by_depth(["only.weight"], 0.25, 1.0) == {"only.weight": 0.25}
+
+
+def test_relative_gradient_norms_scale_learning_rates() -> None:
+    tensors = [nn.Parameter(torch.full((4,), value)) for value in (1.0, 2.0, 0.0, 1.0)]
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1} for p in tensors])
+    for p, slope in zip(tensors, (1.0, 1.0, 5.0), strict=False):
+        p.grad = torch.full((4,), slope)
+    scale(optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.1, 0.1])
 
 
 def test_text_of_the_wrong_type() -> None:

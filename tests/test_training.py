@@ -38,6 +38,8 @@ OWN: dict[str, dict[str, Any]] = {
     "mars-sp": {"radius": 0.2},
     "mars-penalty": {"strength": 0.02},
     "wise-ft": {"alpha": 0.3},
+    "one-ratio": {"points": 21, "rule": "one-se", "lr": 0.2},
+    "probe-anchored": {"rule": "one-se", "batchnorm": "eval", "lr": 0.4},
     "ftp": {"lr": 3e-3},
     "spd": {"lr": 3e-3},
     "digrap": {"lr": 3e-3},
@@ -156,7 +158,7 @@ def test_batchnorm_statistics_stay_unless_asked_for() -> None:
         assert torch.equal(mean, start.model.get_buffer("block.1.running_mean")) is same
 
 
-@pytest.mark.parametrize("method", ["tpgm", "tpgm-end", "wise-ft"])
+@pytest.mark.parametrize("method", ["tpgm", "tpgm-end", "wise-ft", "one-ratio"])
 def test_statistics_of_projected_models_are_those_that_were_asked_for(method: str) -> None:
     """kept: as training left them; moved: between these and the anchor's; reestimated: of the training images."""
     start, data = small_start(), small_data()
@@ -176,7 +178,11 @@ def test_statistics_of_projected_models_are_those_that_were_asked_for(method: st
             convolved = result.model.block[0](x).mean(dim=(0, 2, 3))
             torch.testing.assert_close(found[buffers], convolved, rtol=0.05, atol=0.02)
     trained = run_finetune(
-        start, data, "vanilla", progress=False, **settings("vanilla", batchnorm="train", epochs=3, head_epochs=0)
+        start,
+        data,
+        "vanilla",
+        progress=False,
+        **settings("vanilla", batchnorm="train", epochs=3, head_epochs=0, lr=given["lr"]),
     ).model.get_buffer(name)
     if method != "tpgm":
         assert torch.equal(found["keep"], trained)
@@ -216,7 +222,11 @@ def test_shared_stages_give_what_computing_them_again_gives(tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("method", "files"),
-    [("tpgm", False), ("tpgm", True), *((m, False) for m in ("tpgm-end", "ftp", "spd", "digrap", "lp-ft", "l2-sp"))],
+    [
+        ("tpgm", False),
+        ("tpgm", True),
+        *((m, False) for m in ("tpgm-end", "ftp", "spd", "digrap", "lp-ft", "l2-sp", "probe-anchored", "auto-rgn")),
+    ],
 )
 def test_killed_anywhere_and_resumed_is_bit_identical(
     method: str, files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -450,6 +460,22 @@ def test_a_head_with_an_anchor_is_constrained_too(method: str) -> None:
     result = run_finetune(kept, small_data(), method, progress=False, **settings(method, head_epochs=0))
     assert not torch.equal(result.model.get_parameter("head.weight"), start.model.get_parameter("head.weight"))
     assert ("head.weight" in result.ratios) is (method != "linear-probe")
+
+
+def test_a_probed_head_belongs_to_the_anchor_also_after_a_resume(tmp_path: Path) -> None:
+    """Halfway back, the head is halfway between the probed and the fine-tuned one; a run continued from a checkpoint
+    that was made after the head's stage knows the probed head."""
+    start, data, given = small_start(), small_data(), settings("wise-ft", alpha=0.5, anchor_head=True)
+    common = {name: value for name, value in given.items() if name not in ("alpha", "anchor_head")}
+    ends = [run_finetune(start, data, method, progress=False, **common) for method in ("linear-probe", "vanilla")]
+    store = tmp_path / "store"
+    for _ in range(2):  # computed, and taken from the store
+        half = run_finetune(start, data, "wise-ft", progress=False, store=store, **given).model
+        probed = run_finetune(start, data, "linear-probe", progress=False, **{**common, "epochs": 1, "lr": 0.0}).model
+        middle = (probed.get_parameter("head.weight") + ends[1].model.get_parameter("head.weight")) / 2
+        torch.testing.assert_close(half.get_parameter("head.weight"), middle)
+    with pytest.raises(ValueError, match="head_epochs to 1 or more"):
+        resolve("wise-ft", {"anchor_head": True})
 
 
 def test_partial_pattern_that_matches_nothing() -> None:

@@ -51,7 +51,8 @@ class Context:
     by parameter name, on the network's device. exclude: patterns of parameters without an anchor (a new head). head:
     names of the classifier's parameters. steps: of the present stage. batch: ``batch(part, size, number)`` gives
     (images, labels) on the device, part being "val" or "train"; a number always gives the same batch. inputs: one pass
-    over the training images, in batches of `batch_size`, as the network takes them at inference. autocast: the context
+    over the training images, in batches of `batch_size`, as the network takes them at inference. validation: one pass
+    over the ID validation data, (images, labels), the whole of it in each of several processes. autocast: the context
     in which the run computes its losses. learner: what `Method.enter` returned in the present stage. optimizer:
     of the present stage, None in a stage of the method's own.
     """
@@ -62,6 +63,7 @@ class Context:
     head: frozenset[str]
     batch: Callable[[str, int, int], tuple[Tensor, Tensor]]
     inputs: Callable[[], Iterator[Tensor]]
+    validation: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     autocast: Callable[[], AbstractContextManager[Any]]
     steps: int = 0
     learner: Any = None
@@ -111,6 +113,9 @@ class Method:
     )
     head_epochs: int = setting(0, "epochs in which the new head alone is trained first (linear probing)")
     head_lr: float = setting(3e-3, "learning rate of those epochs")
+    anchor_head: bool = setting(
+        False, "the head joins the anchor as head_epochs leave it: then the whole model has a way back"
+    )
     augment: bool = setting(True, "mirror and shift training images")
     batchnorm: Literal["eval", "train"] = setting(
         "eval", "eval: keep the pre-trained running statistics; train: update them", choices=("eval", "train")
@@ -126,6 +131,8 @@ class Method:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        if self.anchor_head and not self.head_epochs:
+            raise ValueError("anchor_head takes the head that head_epochs have trained: set head_epochs to 1 or more")
         self.check()
 
     # --- the hooks, in the order of a run

@@ -117,12 +117,15 @@ class _Run:
         if outputs != classes:
             raise ValueError(f"the model's head has {outputs} outputs, the data have {classes} classes: load it anew")
         anchor = {name: tensor.to(self.device) for name, tensor in start.anchor.items()}
-        self.context = Context(self.net, anchor, start.exclude, head, self.batch, self.inputs, accelerator.autocast)
+        self.context = Context(
+            self.net, anchor, start.exclude, head, self.batch, self.inputs, self.validation, accelerator.autocast
+        )
         self.epoch = -(-len(data.train) // method.batch_size)  # training steps in it
         self.stages = [stage for stage in method.stages(self.epoch) if stage.steps]
         self.show = progress and accelerator.is_main_process
         self.at, self.saved = Progress(), dict[str, Any]()
         self.best: dict[str, Tensor] | None = None
+        self.probed: dict[str, Tensor] | None = None
         self.checkpoints = Checkpoints(folder, self.identity(), checkpoint_seconds, accelerator.is_main_process)
         self.resume()
 
@@ -151,6 +154,9 @@ class _Run:
                         StageStore.write(file, state)
                 self.at.stage, self.at.step = self.at.stage + 1, 0
                 self.context.learner = self.context.optimizer = None
+                if stage.name == "head" and self.method.anchor_head:
+                    now = aliases(self.net)
+                    self.anchor_head({name: now[name].detach().clone() for name in self.context.head})
                 self.boundary(stop, force=True)
 
     def training_stage(self, stage: Stage, stop: Event) -> None:
@@ -280,6 +286,12 @@ class _Run:
         """Take the network out of what the accelerator put around it."""
         self.net = self.context.net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 
+    def anchor_head(self, tensors: dict[str, Tensor]) -> None:
+        """From here on the anchor holds this head too, by parameter name."""
+        self.probed = tensors
+        self.context.anchor = {**self.context.anchor, **tensors}
+        self.context.exclude = ()
+
     def take(self, stage: dict[str, Any]) -> None:
         """A stage's result from the store, as if it had been computed here."""
         self.net.load_state_dict(stage["model"])
@@ -308,6 +320,13 @@ class _Run:
         batches = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
         for images, _ in read(self.data.train, list(self.mine(iter(batches))), self.method.workers):
             yield self.input(images)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `Context.validation` promises."""
+        count = len(self.data.val)
+        batches = [list(range(i, min(i + 256, count))) for i in range(0, count, 256)]
+        for images, labels in read(self.data.val, batches, self.method.workers):
+            yield self.input(images), labels.to(self.device)
 
     # --- evaluation
 
@@ -354,6 +373,7 @@ class _Run:
         return {
             "model": self.accelerator.unwrap_model(self.net).state_dict(),
             "best": self.best,
+            "probed": self.probed,
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "learner": None if learner is None else learner.state_dict(),
         }
@@ -365,6 +385,8 @@ class _Run:
             self.at, self.saved = found
             self.net.load_state_dict(self.saved["model"])
             self.best = self.saved["best"]
+            if probed := self.saved.get("probed"):
+                self.anchor_head(probed)
 
     def continue_stage(self) -> None:
         """Optimizer and learner of the stage in which the checkpoint was made go on from their states there."""

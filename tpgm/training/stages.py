@@ -33,7 +33,7 @@ class StageStore:
     def file(self, stages: list[Stage], identity: dict[str, Any]) -> Path:
         """The file of the last of `stages`, the others being those before it; identity: of the run."""
         last = stages[-1]
-        own = ("workers",) if last.name == "weights" else ("workers", "epochs", "lr")
+        own = ("workers", "anchor_head") + (() if last.name == "weights" else ("epochs", "lr"))
         settings = {name: identity["settings"][name] for name in COMMON if name not in own}
         named = {**identity, "method": None, "settings": settings, "stages": [(s.name, s.steps) for s in stages]}
         digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
