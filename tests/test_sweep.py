@@ -28,6 +28,7 @@ from tpgm.book.sweep.cluster import connect, plan_workers
 from tpgm.book.sweep.grid import expand
 from tpgm.book.sweep.notebooks import chapters, checked, declared, parse, run_notebook
 from tpgm.cli import main
+from tpgm.files import sealed, unsealed
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = """
@@ -312,7 +313,7 @@ def test_what_fails_is_retried_then_reported_with_the_cells_traceback(
 
 def test_a_store_behind_a_url(tmp_path: Path) -> None:
     store = Store("memory://sweep")
-    (tmp_path / "row.json").write_text('{"run": "a"}')
+    (tmp_path / "row.json").write_text(sealed('{"run": "a"}'))
     store.note("a", "started", "1")
     assert not store.is_done("a")
     store.publish("a", tmp_path, good=True)
@@ -320,11 +321,22 @@ def test_a_store_behind_a_url(tmp_path: Path) -> None:
     assert store.gather([]) == [{"run": "a"}]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"run": "other"}', b"\xff\xfe"])
+BAD = Job.of_experiment({"seed": 2}).name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff\xfe", sealed('{"run": "other"}').encode()),
+        f'{{"run": "{BAD}"}}'.encode(),  # nothing says that it is whole
+        sealed(f'{{"run": "{BAD}", "id": 0.5}}').replace("0.5", "0.7").encode(),
+        sealed(f'{{"run": "{BAD}"}}').replace('"format": 1', '"format": 2').encode(),
+    ],
+)
 def test_a_broken_row_is_named_and_its_run_is_due_again(content: bytes, tmp_path: Path) -> None:
-    good, bad = Job.of_experiment({"seed": 1}).name, Job.of_experiment({"seed": 2}).name
+    good, bad = Job.of_experiment({"seed": 1}).name, BAD
     store = Store(tmp_path)
-    store.write(json.dumps({"run": good}).encode(), good, "row.json")
+    store.write(sealed(json.dumps({"run": good})).encode(), good, "row.json")
     store.write(content, bad, "row.json")
     with pytest.warns(UserWarning, match=rf"{bad}/row\.json holds no row"):
         assert store.gather([]) == [{"run": good}]
@@ -339,7 +351,34 @@ def test_a_broken_row_of_an_experiments_own_folder_is_written_anew(tmp_path: Pat
     (tmp_path / "row.json").write_text("{")
     with pytest.warns(UserWarning, match=r"row\.json holds no row"):
         row = experiment.run(config, out=tmp_path)
-    assert json.loads((tmp_path / "row.json").read_text()) == row
+    assert unsealed((tmp_path / "row.json").read_bytes(), "row.json") == row
+    (tmp_path / "row.json").write_text(sealed(json.dumps({**row, "id": 0.0})).replace('"id": 0.0', '"id": 1.0'))
+    with (
+        pytest.warns(UserWarning, match=r"holds no row: it is damaged: its checksum is wrong or missing"),
+        pytest.raises(FileExistsError),
+    ):
+        experiment.run(config, out=tmp_path)
+
+
+def test_killed_between_result_and_row_a_run_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"source": "tiny", "train_per_class": 2, "val_per_class": 1, "size": 32, "method": "linear-probe"}
+    config |= {"settings": {"epochs": 1, "batch_size": 32}}
+    expected = experiment.run(config)
+
+    def killed(*_: object) -> Any:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "provenance", killed)
+        with pytest.raises(SystemExit):
+            experiment.run(config, out=tmp_path)
+    assert (tmp_path / "result.json").exists()
+    with pytest.raises(FileExistsError, match="finished run"):  # another run's: it is not ours to replace
+        experiment.run({**config, "seed": 1}, out=tmp_path)
+    row = experiment.run(config, out=tmp_path)
+    assert row["accuracies"] == expected["accuracies"]
+    assert row["history"] == expected["history"]
+    assert experiment.run(config, out=tmp_path) == row
 
 
 # --- who can reach the workers
