@@ -233,7 +233,7 @@ def kill_a_run(case: Row, draw: random.Random, references: References, room: Pat
         else:
             which, moment = draw.randint(1, files.begun(place)), draw.uniform(0, (PIECES + 3) * PAUSE)
             while board.begun(place) < which and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.0005)
+                time.sleep(0.001)
             time.sleep(moment)
         where = str(board)
         os.kill(child, number)  # not waited for yet: the number is still its own
@@ -369,6 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--place", action="append", choices=tuple(SHARES), help="these places only")
+    parser.add_argument("--cold", choices=("yes", "no"), help="cases with a cold kernel cache only, or none of them")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     there = experiment.read(given.out) if given.out.exists() else []
@@ -376,7 +377,9 @@ def main(arguments: list[str] | None = None) -> int:
     due = [
         case
         for case in plan(given.cases, given.seed)
-        if case["case"] not in seen and (not given.place or case["place"] in given.place)
+        if case["case"] not in seen
+        and (not given.place or case["place"] in given.place)
+        and given.cold in (None, "yes" if case["cold"] else "no")
     ]
     experiment.splits(experiment.resolve(FIXED))  # drawn once, for all children
     bad = sum(not row["identical"] for row in there)
