@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -418,6 +420,60 @@ def test_the_workers_of_a_sweep_listen_on_loopback_only_and_know_who_calls() -> 
             ):
                 with pytest.raises(OSError, match=r"(?i)closed|certificate|established|handshake"):
                     asked(place, **how)
+
+
+STRANGER = """
+import json, socket, ssl, sys
+pids, ports, key = json.loads(sys.stdin.read())
+got = []
+for pid in pids:
+    for name in ("environ", "mem", "cwd/.", "fd/0"):
+        try:
+            if open(f"/proc/{pid}/{name}", "rb").read(1):
+                got.append(f"{name} of {pid}")
+        except OSError:
+            pass
+    if key in open(f"/proc/{pid}/cmdline", errors="replace").read():
+        got.append(f"the key in the command of {pid}")
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+for port in ports:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as raw, context.wrap_socket(raw) as link:
+            link.settimeout(5)
+            if link.recv(1):  # a scheduler or worker speaks first, to those whom it lets in
+                got.append(f"an answer at {port}")
+    except TimeoutError:
+        got.append(f"silence instead of a refusal at {port}")
+    except OSError:
+        pass
+print(json.dumps(got))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_finds_no_key_and_no_door() -> None:
+    """Without a certificate: neither the key, in memory, files or commands of the processes, nor an answer."""
+    other: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
+    for found in (os.path.realpath(sys.executable), shutil.which("python3", path="/usr/bin:/usr/local/bin")):
+        python = [found or "", "-I", "-S", "-c"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run([*python, "import ssl"], check=True, capture_output=True, **other)
+            break
+    else:
+        pytest.skip("no interpreter is another user's to run")
+    with connect(None, 1, 1) as (client, _, _):
+        client.submit(os.getpid).result()
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        key = client.security.tls_client_key
+        assert "PRIVATE KEY" in key
+        addresses = [client.scheduler.address, *client.scheduler_info(n_workers=-1)["workers"]]
+        ports = [int(address.rpartition(":")[2]) for address in addresses]
+        question = json.dumps([[p.pid for p in family], ports, key.strip().splitlines()[1]])
+        said = subprocess.run([*python, STRANGER], input=question, capture_output=True, text=True, check=True, **other)
+        assert json.loads(said.stdout) == []
+        files = [p for p in Path(tempfile.gettempdir()).glob("dask*/**/*") if p.is_file()]
+        assert not [p for p in files if key.strip().splitlines()[1] in p.read_text(errors="replace")]
 
 
 def test_a_running_sweep_has_no_open_door(tmp_path: Path) -> None:
