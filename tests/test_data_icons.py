@@ -301,7 +301,7 @@ def test_built_once_then_read_from_the_cache(package: Path, tmp_path: Path, monk
     monkeypatch.setattr(icons_module, "npm_pack", fetch)
     first = icons(progress=False)
     assert torch.equal(first.train.images, icons(source="tiny").train.images)
-    assert len(left_in(tmp_path / "cache")) == 1
+    assert [name.split(".", 1)[1] for name in left_in(tmp_path / "cache")] == ["npz", "npz.sha256"]
     icons_module._load.cache_clear()
     assert torch.equal(icons().train.images, first.train.images)
     assert fetched == [("@iconify/json", concepts()["source"]["version"])]
@@ -387,6 +387,9 @@ def test_a_broken_file_in_the_cache_is_named(package: Path, tmp_path: Path) -> N
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     icons_module._load.cache_clear()
+    with pytest.raises(OSError, match=f"{re.escape(str(path))} cannot be read: its checksum is wrong.* delete it"):
+        icons()
+    path.with_name(f"{path.name}.sha256").unlink()  # as in a cache of before there was one
     with pytest.raises(OSError, match=f"{re.escape(str(path))} cannot be read .* delete it"):
         icons()
 

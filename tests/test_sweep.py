@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +30,7 @@ from tpgm.book.sweep.cluster import connect, plan_workers
 from tpgm.book.sweep.grid import expand
 from tpgm.book.sweep.notebooks import chapters, checked, declared, parse, run_notebook
 from tpgm.cli import main
+from tpgm.files import sealed, unsealed
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = """
@@ -312,7 +315,7 @@ def test_what_fails_is_retried_then_reported_with_the_cells_traceback(
 
 def test_a_store_behind_a_url(tmp_path: Path) -> None:
     store = Store("memory://sweep")
-    (tmp_path / "row.json").write_text('{"run": "a"}')
+    (tmp_path / "row.json").write_text(sealed('{"run": "a"}'))
     store.note("a", "started", "1")
     assert not store.is_done("a")
     store.publish("a", tmp_path, good=True)
@@ -320,11 +323,22 @@ def test_a_store_behind_a_url(tmp_path: Path) -> None:
     assert store.gather([]) == [{"run": "a"}]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"run": "other"}', b"\xff\xfe"])
+BAD = Job.of_experiment({"seed": 2}).name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff\xfe", sealed('{"run": "other"}').encode()),
+        f'{{"run": "{BAD}"}}'.encode(),  # nothing says that it is whole
+        sealed(f'{{"run": "{BAD}", "id": 0.5}}').replace("0.5", "0.7").encode(),
+        sealed(f'{{"run": "{BAD}"}}').replace('"format": 1', '"format": 2').encode(),
+    ],
+)
 def test_a_broken_row_is_named_and_its_run_is_due_again(content: bytes, tmp_path: Path) -> None:
-    good, bad = Job.of_experiment({"seed": 1}).name, Job.of_experiment({"seed": 2}).name
+    good, bad = Job.of_experiment({"seed": 1}).name, BAD
     store = Store(tmp_path)
-    store.write(json.dumps({"run": good}).encode(), good, "row.json")
+    store.write(sealed(json.dumps({"run": good})).encode(), good, "row.json")
     store.write(content, bad, "row.json")
     with pytest.warns(UserWarning, match=rf"{bad}/row\.json holds no row"):
         assert store.gather([]) == [{"run": good}]
@@ -339,7 +353,34 @@ def test_a_broken_row_of_an_experiments_own_folder_is_written_anew(tmp_path: Pat
     (tmp_path / "row.json").write_text("{")
     with pytest.warns(UserWarning, match=r"row\.json holds no row"):
         row = experiment.run(config, out=tmp_path)
-    assert json.loads((tmp_path / "row.json").read_text()) == row
+    assert unsealed((tmp_path / "row.json").read_bytes(), "row.json") == row
+    (tmp_path / "row.json").write_text(sealed(json.dumps({**row, "id": 0.0})).replace('"id": 0.0', '"id": 1.0'))
+    with (
+        pytest.warns(UserWarning, match=r"holds no row: it is damaged: its checksum is wrong or missing"),
+        pytest.raises(FileExistsError),
+    ):
+        experiment.run(config, out=tmp_path)
+
+
+def test_killed_between_result_and_row_a_run_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"source": "tiny", "train_per_class": 2, "val_per_class": 1, "size": 32, "method": "linear-probe"}
+    config |= {"settings": {"epochs": 1, "batch_size": 32}}
+    expected = experiment.run(config)
+
+    def killed(*_: object) -> Any:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "provenance", killed)
+        with pytest.raises(SystemExit):
+            experiment.run(config, out=tmp_path)
+    assert (tmp_path / "result.json").exists()
+    with pytest.raises(FileExistsError, match="finished run"):  # another run's: it is not ours to replace
+        experiment.run({**config, "seed": 1}, out=tmp_path)
+    row = experiment.run(config, out=tmp_path)
+    assert row["accuracies"] == expected["accuracies"]
+    assert row["history"] == expected["history"]
+    assert experiment.run(config, out=tmp_path) == row
 
 
 # --- who can reach the workers
@@ -379,6 +420,60 @@ def test_the_workers_of_a_sweep_listen_on_loopback_only_and_know_who_calls() -> 
             ):
                 with pytest.raises(OSError, match=r"(?i)closed|certificate|established|handshake"):
                     asked(place, **how)
+
+
+STRANGER = """
+import json, socket, ssl, sys
+pids, ports, key = json.loads(sys.stdin.read())
+got = []
+for pid in pids:
+    for name in ("environ", "mem", "cwd/.", "fd/0"):
+        try:
+            if open(f"/proc/{pid}/{name}", "rb").read(1):
+                got.append(f"{name} of {pid}")
+        except OSError:
+            pass
+    if key in open(f"/proc/{pid}/cmdline", errors="replace").read():
+        got.append(f"the key in the command of {pid}")
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+for port in ports:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as raw, context.wrap_socket(raw) as link:
+            link.settimeout(5)
+            if link.recv(1):  # a scheduler or worker speaks first, to those whom it lets in
+                got.append(f"an answer at {port}")
+    except TimeoutError:
+        got.append(f"silence instead of a refusal at {port}")
+    except OSError:
+        pass
+print(json.dumps(got))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_finds_no_key_and_no_door() -> None:
+    """Without a certificate: neither the key, in memory, files or commands of the processes, nor an answer."""
+    other: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
+    for found in (os.path.realpath(sys.executable), shutil.which("python3", path="/usr/bin:/usr/local/bin")):
+        python = [found or "", "-I", "-S", "-c"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run([*python, "import ssl"], check=True, capture_output=True, **other)
+            break
+    else:
+        pytest.skip("no interpreter is another user's to run")
+    with connect(None, 1, 1) as (client, _, _):
+        client.submit(os.getpid).result()
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        key = client.security.tls_client_key
+        assert "PRIVATE KEY" in key
+        addresses = [client.scheduler.address, *client.scheduler_info(n_workers=-1)["workers"]]
+        ports = [int(address.rpartition(":")[2]) for address in addresses]
+        question = json.dumps([[p.pid for p in family], ports, key.strip().splitlines()[1]])
+        said = subprocess.run([*python, STRANGER], input=question, capture_output=True, text=True, check=True, **other)
+        assert json.loads(said.stdout) == []
+        files = [p for p in Path(tempfile.gettempdir()).glob("dask*/**/*") if p.is_file()]
+        assert not [p for p in files if key.strip().splitlines()[1] in p.read_text(errors="replace")]
 
 
 def test_a_running_sweep_has_no_open_door(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"tpgm state\n"
+ROW = 1  # format of sealed JSON
+_SEAL = re.compile(rb', "format": (\d+), "sha256": "([0-9a-f]{64})"\}')
 
 
 @contextmanager
@@ -33,16 +37,11 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 
 def write_state(path: Path, version: int, state: dict[str, Any]) -> None:
-    """Write what ``torch.load(weights_only=True)`` reads, with a format version and a checksum before it.
+    """Write what `packed` returns.
 
     Raises OSError, naming the file, if it cannot be written; what stood there before is untouched then.
     """
-    import torch
-
-    content = io.BytesIO()  # torch.save's own errors would not tell that the disk is full
-    torch.save(state, content)
-    payload = content.getbuffer()
-    head = MAGIC + f"{version} {hashlib.sha256(payload).hexdigest()}\n".encode()
+    head, payload = _parts(version, state)  # torch.save's own errors would not tell that the disk is full
     with write_aside(path) as aside, aside.open("wb") as file:
         file.write(head)
         file.write(payload)
@@ -53,23 +52,58 @@ def read_state(path: Path, version: int, device: Any = "cpu") -> dict[str, Any]:
 
     Raises ValueError, naming the file and the cure, for a file of another format or version and for a damaged one.
     """
+    return unpacked(path.read_bytes(), version, str(path), f"delete {path} to begin again", device)
+
+
+def packed(version: int, state: dict[str, Any]) -> bytes:
+    """What ``torch.load(weights_only=True)`` reads, with a format version and a checksum before it."""
+    return b"".join(_parts(version, state))
+
+
+def _parts(version: int, state: dict[str, Any]) -> tuple[bytes, memoryview]:
     import torch
 
-    content = path.read_bytes()
-    cure = f"delete {path} to begin again"
+    content = io.BytesIO()
+    torch.save(state, content)
+    payload = content.getbuffer()
+    return MAGIC + f"{version} {hashlib.sha256(payload).hexdigest()}\n".encode(), payload
+
+
+def unpacked(content: bytes, version: int, what: str, cure: str, device: Any = "cpu") -> dict[str, Any]:
+    """What `packed` took. Raises ValueError, with `what` and `cure`, unless it is whole and of this version."""
+    import torch
+
     if not content.startswith(MAGIC):
-        raise ValueError(f"{path} cannot be read: it is damaged, or not a state of this version of tpgm; {cure}")
+        raise ValueError(f"{what} cannot be read: it is damaged, or not a state of this version of tpgm; {cure}")
     line, _, payload = content[len(MAGIC) :].partition(b"\n")
     written, _, checksum = line.decode(errors="replace").partition(" ")
     if hashlib.sha256(payload).hexdigest() != checksum:
-        raise ValueError(f"{path} cannot be read: its checksum is wrong, the file is damaged; {cure}")
+        raise ValueError(f"{what} cannot be read: its checksum is wrong, the file is damaged; {cure}")
     if written != str(version):
-        raise ValueError(f"{path} has format {written}, this version of tpgm reads {version}; {cure}")
+        raise ValueError(f"{what} has format {written}, this version of tpgm reads {version}; {cure}")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); {cure}") from error
+        raise ValueError(f"{what} cannot be read ({error}); {cure}") from error
     return state
+
+
+def sealed(text: str) -> str:
+    """The JSON text of an object that has entries, with the format's version and a checksum as its last two."""
+    body = f'{text[:-1].rstrip()}, "format": {ROW}'
+    return f'{body}, "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"}}'
+
+
+def unsealed(content: bytes, what: str) -> dict[str, Any]:
+    """The object that `sealed` made text of. Raises ValueError, with `what`, if it is damaged or of another format."""
+    seal = _SEAL.fullmatch(content, max(0, content.rfind(b', "format": ')))
+    if seal is None or hashlib.sha256(content[: seal.end(1)]).hexdigest().encode() != seal[2]:
+        raise ValueError(f"{what} is damaged: its checksum is wrong or missing")
+    if int(seal[1]) != ROW:
+        raise ValueError(f"{what} has format {int(seal[1])}, this version of tpgm reads {ROW}: update tpgm")
+    found: dict[str, Any] = json.loads(content[: seal.end(1)] + b"}")
+    del found["format"]
+    return found
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
+from tpgm.files import packed, unpacked
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 
 try:
@@ -19,6 +18,8 @@ try:
     from transformers.trainer_callback import ExportableState
 except ImportError as error:
     raise ImportError("this needs transformers and accelerate: pip install 'tpgm[transformers]'") from error
+
+VERSION = 1  # of what is kept in trainer_state.json
 
 
 class TPGMCallback(TrainerCallback, ExportableState):
@@ -148,11 +149,16 @@ class TPGMCallback(TrainerCallback, ExportableState):
 
 def _encoded(state: dict[str, Any]) -> str:
     """As text, bit for bit: the Trainer keeps states of callbacks as JSON."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    return base64.b64encode(content.getvalue()).decode()
+    return base64.b64encode(packed(VERSION, state)).decode()
 
 
 def _decoded(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), map_location="cpu", weights_only=True)
-    return found
+    """Raises ValueError if the text is damaged."""
+    what, cure = "the state of TPGM in trainer_state.json", "resume from another checkpoint"
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"{what} is damaged ({error}); {cure}") from error
+    if base64.b64encode(content).decode() != text:  # bits that decoding does not look at
+        raise ValueError(f"{what} is damaged; {cure}")
+    return unpacked(content, VERSION, what, cure)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tpgm import models
 from tpgm.data import DataSplits
-from tpgm.files import own_folder, write_aside
+from tpgm.files import own_folder, sealed, write_aside
 from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer
 from tpgm.names import aliases, matches
 from tpgm.training.batches import derive, index_batches, read, share, warm_cosine
@@ -419,4 +419,4 @@ def _save(folder: Path, start: models.Pretrained, result: Result) -> None:
         with write_aside(folder / "ratios.png") as aside:
             ratios_by_depth(result.ratios, result.model).savefig(aside, format="png")
     with write_aside(folder / "result.json") as aside:
-        aside.write_text(json.dumps(result.row(), indent=1), encoding="utf-8")
+        aside.write_text(sealed(json.dumps(result.row(), indent=1)), encoding="utf-8")

@@ -21,7 +21,7 @@ import torch
 from tpgm import methods
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
-from tpgm.files import write_aside
+from tpgm.files import sealed, unsealed, write_aside
 from tpgm.names import hint
 
 if TYPE_CHECKING:
@@ -132,13 +132,15 @@ def run(
 
     full = resolve(config)
     kept = None if out is None else Path(out) / "row.json"
-    if kept is not None and kept.is_file():
-        try:
-            row: Row = json.loads(kept.read_text(encoding="utf-8"))
-            if key(row["config"]) == key(full):
+    if kept is not None:
+        row = _kept(kept)
+        if row is not None and key(row["config"]) == key(full):
+            if "accuracies" in row:
                 return row  # finished; only the caller's note of it was lost
-        except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{kept} holds no row and is written anew", stacklevel=2)
+            kept.with_name("result.json").unlink(missing_ok=True)  # ours, and ended before its row was written
+        elif row is None and not kept.with_name("result.json").exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _keep(kept, {"config": full})
     start, data = _start(full, progress)
     given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in full["settings"].items()}
     if torch.cuda.is_available():
@@ -165,9 +167,25 @@ def run(
         **provenance(TEXT_PACKAGES if full["data"] == "tweets" else ()),
     }
     if kept is not None:
-        with write_aside(kept) as aside:
-            aside.write_text(json.dumps(row), encoding="utf-8")
+        _keep(kept, row)
     return row
+
+
+def _kept(path: Path) -> Row | None:
+    """The row in a run's own folder, of an unfinished run its configuration alone; None if there is none."""
+    try:
+        row = unsealed(path.read_bytes(), "it")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{path} holds no row: {error}", stacklevel=3)
+        return None
+    return row if isinstance(row.get("config"), dict) else None
+
+
+def _keep(path: Path, row: Row) -> None:
+    with write_aside(path) as aside:
+        aside.write_text(sealed(json.dumps(row)), encoding="utf-8")
 
 
 def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:
@@ -304,13 +322,13 @@ def append(path: str | Path, row: Row) -> None:
     with path.open("ab") as file:
         # what a crash cut short stays a line of its own
         cut = path.stat().st_size and path.read_bytes()[-1:] != b"\n"
-        file.write(b"\n" * bool(cut) + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.write(b"\n" * bool(cut) + sealed(json.dumps(row, ensure_ascii=False)).encode() + b"\n")
 
 
 def read(*paths: str | Path) -> list[Row]:
-    """The rows of files of JSON lines. A line cut short by a crash is left out, with a warning that names it.
+    """The rows of files of JSON lines. A line cut short or damaged is left out, with a warning that names it.
 
-    Raises FileNotFoundError for a missing file.
+    Rows of before there were checksums are taken as they are. Raises FileNotFoundError for a missing file.
     """
     rows = []
     for path in map(Path, paths):
@@ -320,8 +338,9 @@ def read(*paths: str | Path) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
-            except ValueError:  # not JSON, or cut inside a character
+                old = b'"sha256": ' not in line and b'"format": ' not in line  # one changed bit leaves one of them
+                rows.append(json.loads(line) if old else unsealed(line, str(path)))
+            except ValueError:  # not JSON, cut inside a character, or another checksum
                 warnings.warn(f"{path}, line {number} is no whole row and is left out", stacklevel=2)
     return rows
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from tpgm.files import write_aside
+
 NEEDED_BYTES = 400 * 2**20  # the package (104 MB) and what is built beside it
 _TIMEOUT = 600  # seconds that npm may take
 
@@ -38,20 +40,40 @@ def build_once(target: Path, build: Callable[[Path], Path]) -> Path:
     """Return `target`, first calling ``build(empty_folder)`` if it is not there.
 
     `build` writes one file anywhere in the folder it is given and returns its path; the file is then renamed to
-    `target`, so that `target` is whole or absent. A lock lets one process build while others wait. Raises OSError
-    (ENOSPC) if less than 400 MB are free.
+    `target`, so that `target` is whole or absent. A lock lets one process build while others wait. Beside it stands its
+    SHA-256; a target of before there was one is taken as it is.
+    Raises OSError (ENOSPC) if less than 400 MB are free, and OSError with the cure if the target has changed since.
     """
     if target.exists():
-        return target
+        return _unchanged(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with require("filelock").FileLock(target.parent / "building.lock"):
         if target.exists():  # another process built it while this one waited
-            return target
+            return _unchanged(target)
         # a killed process cannot tidy up; whoever holds the lock can
         for leftover in target.parent.glob("building-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         with no_disk_left(target.parent), tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as folder:
-            os.replace(build(Path(folder)), target)
+            built = build(Path(folder))
+            with write_aside(_checksum(target)) as aside:  # before the target: without one this says nothing
+                aside.write_text(_digest(built), encoding="utf-8")
+            os.replace(built, target)
+    return target
+
+
+def _checksum(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unchanged(target: Path) -> Path:
+    kept = _checksum(target)
+    if kept.exists() and kept.read_bytes() != _digest(target).encode():
+        raise OSError(f"{target} cannot be read: its checksum is wrong, it is damaged; delete it and it is built again")
     return target
 
 

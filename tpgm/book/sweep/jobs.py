@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tpgm.files import write_aside
+from tpgm.files import sealed, write_aside
 
 # the files a computation leaves in its folder; of a good one ROW, of a bad one ERROR is there
 JOB, ROW, NOTEBOOK, LOG, ERROR = "job.json", "row.json", "notebook.ipynb", "log.txt", "error.txt"
@@ -79,7 +79,7 @@ def compute(folder: Path) -> bool:
     try:
         row = _experiment(job) if job.notebook is None else _notebook(job, folder)
         with write_aside(folder / ROW) as aside:
-            aside.write_text(json.dumps({"run": job.name, **row}, ensure_ascii=False), encoding="utf8")
+            aside.write_text(sealed(json.dumps({"run": job.name, **row}, ensure_ascii=False)), encoding="utf8")
     except Exception as error:
         # papermill's message is the failing cell's own traceback
         own = type(error).__name__ == "PapermillExecutionError"

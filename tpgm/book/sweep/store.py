@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tpgm.book.sweep.jobs import ERROR, LOG, NOTEBOOK, ROW
+from tpgm.files import sealed, unsealed
 
 ROWS = "rows.jsonl"
 
@@ -47,10 +48,10 @@ class Store:
         """The run's row. A file that holds none is set aside with a warning that names it; the run is then not done."""
         path = self.path(run, ROW)
         try:
-            row = json.loads(self.fs.cat_file(path))
-        except ValueError:  # no JSON, or not even text
-            row = None
-        if isinstance(row, dict) and row.get("run") == run:
+            row = unsealed(self.fs.cat_file(path), path)
+        except ValueError:
+            row = {}
+        if row.get("run") == run:
             return row
         self.fs.mv(path, f"{path}.broken")
         warnings.warn(f"{path} holds no row of {run} and is now {ROW}.broken; the run is due again", stacklevel=3)
@@ -75,11 +76,11 @@ class Store:
     def note(self, run: str, what: str, attempt: str, **more: Any) -> None:
         """Record that a computation "started", "finished" or "failed"; attempt: tells computations apart."""
         record = {"what": what, "host": socket.gethostname(), "process": os.getpid(), "time": time.time(), **more}
-        self.write(json.dumps(record).encode(), run, "attempts", f"{attempt}.{what}.json")
+        self.write(sealed(json.dumps(record)).encode(), run, "attempts", f"{attempt}.{what}.json")
 
     def notes(self, run: str) -> list[dict[str, Any]]:
         """All records of a run's computations, in the order of time."""
-        found = [json.loads(self.fs.cat_file(p)) for p in self.fs.glob(self.path(run, "attempts", "*.json"))]
+        found = [unsealed(self.fs.cat_file(p), p) for p in self.fs.glob(self.path(run, "attempts", "*.json"))]
         return sorted(found, key=lambda record: record["time"])
 
     def publish(self, run: str, folder: Path, *, good: bool) -> None:
@@ -96,7 +97,7 @@ class Store:
         done = self.done()
         order = [name for name in first if name in done]
         rows = [row for name in [*order, *sorted(done.difference(order))] if (row := self.row(name)) is not None]
-        self.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows), ROWS)
+        self.write(b"".join(sealed(json.dumps(row, ensure_ascii=False)).encode() + b"\n" for row in rows), ROWS)
         return rows
 
     def tidy(self) -> None:
