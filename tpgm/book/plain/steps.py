@@ -56,7 +56,7 @@ class Projection:
         self.delta = tilde - self.start
         n = row_norms(self.delta, self.norm)
         gamma = self.gamma - self.lr * self.adam(slope)
-        self.gamma = torch.clamp(torch.minimum(gamma, n.max()), min=1e-8)
+        self.gamma = torch.clamp(torch.minimum(gamma, n.max() + 1e-8), min=1e-8)
         return self.start + torch.clamp(self.gamma / (n + 1e-8), 0, 1) * self.delta
 
 
