@@ -40,6 +40,7 @@ CASES = [
     (AdamSPD, {"lr": 3e-3}),
     (AdamSPD, {"lr": 3e-3, "strength": 2.5, "weight_decay": 0.1, "betas": (0.8, 0.99)}),
     (DiGraP, {"lr": 3e-3, "omega_lr": 0.05}),
+    (DiGraP, {"lr": 3e-3, "weight_decay": 0.1}),
 ]
 
 
@@ -356,35 +357,53 @@ def test_spd_stands_distances_too_small_to_square() -> None:
 def test_digrap_removes_the_part_that_leads_away_and_only_that() -> None:
     torch.manual_seed(1)
     start, away = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    for sign in (-1.0, 1.0):
+    for sign, omega in itertools.product((-1.0, 1.0), (0.0, 0.3, 1.0)):
         (p,) = parameters(start)
         # with a huge eps and no averaging Adam is gradient descent with step size lr/eps = 1
         optimizer = DiGraP([p], lr=1e9, betas=(0.0, 0.0), eps=1e9, omega_lr=0.0)
         run(optimizer, [p], constant(away), 1)  # nothing has moved: a plain step
         torch.testing.assert_close(p.detach(), start - away, rtol=1e-7, atol=1e-7)
+        optimizer.state[p]["omega"].fill_(omega)
         before, u = p.detach().clone(), (p.detach() - start) / (p.detach() - start).norm()
         g = torch.randn_like(away) + 3 * sign * u
         run(optimizer, [p], constant(g), 1)
         along, step = (g * u).sum(), p.detach() - before
         assert (along > 0) == (sign > 0)
-        expected = -g if along > 0 else -(g - along * u)
+        expected = -g if along > 0 else -(g - omega * along * u)
         torch.testing.assert_close(step, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_digrap_loosens_while_the_loss_still_leads_away_and_tightens_when_it_returns() -> None:
-    (p,) = parameters(torch.zeros(3))
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1), (2, 3), (2, 3, 2, 2)])
+def test_digraps_omega_by_hand(shape: tuple[int, ...]) -> None:
+    """It starts at 0; falls while gradients keep their side of the anchor, in conflict or not; rises when they change."""
+    (p,) = parameters(torch.zeros(shape, dtype=torch.float64))
     optimizer = DiGraP([p], lr=1e-3, omega_lr=0.01)
-    seen = []
-    for t in range(1, 41):
-        run(optimizer, [p], lambda w, t: [torch.tensor([1.0, 2.0, 3.0])], 1, first=t)
-        seen.append(optimizer.omegas["0"])
-    assert seen[:2] == [1.0, 1.0]  # no direction yet, then the first conflict
-    assert all(b < a for a, b in itertools.pairwise(seen[2:]))
-    assert 0 <= seen[-1] < 0.7
-    lowest = seen[-1]
-    for t in range(41, 81):
-        run(optimizer, [p], lambda w, t: [torch.tensor([1.0, 2.0, 3.0]) * (-1) ** t], 1, first=t)
-    assert lowest < optimizer.omegas["0"] <= 1
+    g = torch.rand(shape, dtype=torch.float64) + 0.5
+    rows = 1 if len(shape) < 2 else g.numel() // shape[1]  # lines along dimension 1
+
+    def after(*gradients: Tensor) -> float:
+        for gradient in gradients:
+            run(optimizer, [p], constant(gradient), 1)
+        return optimizer.omegas["0"]
+
+    assert after(g, g, g) == 0  # it cannot fall below: from the third step on the slope is positive
+    state = optimizer.state[p]
+    state["omega"].fill_(0.5)
+    # a conflict before and none now: the component lies along Δ, whose rows are those of −g up to Adam's step
+    first, second = state["omega_exp_avg"].item(), state["omega_exp_avg_sq"].item()
+    u = torch.nn.functional.normalize(-p.detach().reshape(g.shape if g.dim() > 1 else (1, -1)), dim=1)
+    now = torch.nn.functional.normalize(-g.reshape(u.shape), dim=1)
+    slope = float((now * u).sum())
+    assert -rows <= slope < 0
+    first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+    expected = 0.5 - 0.01 * first / (1 - 0.9**4) / ((second / (1 - 0.999**4)) ** 0.5 + 1e-8)
+    assert after(-g) == pytest.approx(expected, rel=1e-9)
+    state["omega"].fill_(0.5)
+    state["omega_exp_avg"].zero_()
+    assert after(-g) < 0.5  # no conflict before and none now: the slope counts all the same
+    state["omega"].fill_(0.5)
+    state["omega_exp_avg"].zero_()
+    assert after(g) > 0.5
 
 
 # --- nothing has moved
