@@ -129,7 +129,7 @@ class Shards:
         return _added(whole, self._split)
 
     def lines(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """From sums over what lies here of each line of numbers, those over whole lines; of lines of which a part is here.
+        """From sums over the parts here of lines of numbers, those over these lines as a whole.
 
         A line runs along dimension 1; a tensor of fewer dimensions is one. values: any shape each, by parameter.
         """

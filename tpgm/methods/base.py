@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpgm.names import aliases, hint, matches
+from tpgm.names import aliases, chosen, hint
 
 Settings = dict[str, Any]
 MOMENTUM = 0.9
@@ -203,8 +203,9 @@ def ordinary_optimizer(method: Method, parameters: Mapping[str, nn.Parameter], l
 
 def anchor_groups(context: Context, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of ``tpgm.optim``: those with an anchor, and a new head without."""
-    kept = [(name, p) for name, p in parameters.items() if not matches(name, context.exclude)]
-    new = [(name, p) for name, p in parameters.items() if matches(name, context.exclude)]
+    excluded = chosen(aliases(context.net), context.exclude)
+    kept = [(name, p) for name, p in parameters.items() if name not in excluded]
+    new = [(name, p) for name, p in parameters.items() if name in excluded]
     groups: list[dict[str, Any]] = [{"params": kept, "anchor": context.anchor}]
     return [*groups, {"params": new, "anchor": False}] if new else groups
 

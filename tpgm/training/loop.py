@@ -28,7 +28,7 @@ from tpgm import models
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, write_aside
 from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer
-from tpgm.names import aliases, matches
+from tpgm.names import aliases, chosen
 from tpgm.training.batches import derive, index_batches, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
@@ -110,7 +110,7 @@ class _Run:
         self.format = torch.channels_last if method.channels_last else torch.contiguous_format
         self.net: nn.Module = copy.deepcopy(start.model).to(self.device)
         self.net = self.net.to(memory_format=self.format)
-        head = frozenset(name for name in aliases(self.net) if matches(name, [f"{start.head}.*"]))
+        head = frozenset(chosen(aliases(self.net), [f"{start.head}.*"]))
         if not head:
             raise ValueError(f"the model has no parameter under its head's name, {start.head!r}")
         outputs, classes = len(self.net.get_parameter(f"{start.head}.weight")), len(data.class_names)
