@@ -375,7 +375,7 @@ def test_digrap_removes_the_part_that_leads_away_and_only_that() -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 1), (2, 3), (2, 3, 2, 2)])
 def test_digraps_omega_by_hand(shape: tuple[int, ...]) -> None:
-    """It starts at 0, falls while gradients keep their side of the anchor, in conflict or not, and rises on a change."""
+    """It starts at 0, falls while gradients keep their side of the anchor, in conflict or not, else it rises."""
     (p,) = parameters(torch.zeros(shape, dtype=torch.float64))
     optimizer = DiGraP([p], lr=1e-3, omega_lr=0.01)
     g = torch.rand(shape, dtype=torch.float64) + 0.5

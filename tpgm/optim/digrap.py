@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -28,16 +28,16 @@ from tpgm.projection import upcast
 class DiGraP(AnchoredOptimizer):
     """AdamW on a gradient from which a learned part of what leads away from the anchor is removed (arXiv 2502.15895).
 
-    For each tensor, with Δ = θ − θ⁰, ``P = ⟨g, Δ⟩/‖Δ‖² · Δ`` is the gradient's component along the displacement (0 where
-    nothing has moved). Where ``⟨g, Δ⟩ < 0`` descent leads away from the anchor, and Adam gets ``g − ω P``; elsewhere g.
-    ω starts at 0, no projection, and takes one step of Adam in every step, with the gradient ``⟨ĝ, P̂'⟩``; it is clipped
-    to [0, 1]. P' is the component of the step before, with or without a conflict then. The hats divide each row, a line
-    of numbers along dimension 1, by its Euclidean norm, or by 1e-12 if that is larger. So ω falls while gradients keep
-    their side of the anchor, and rises when they change it.
+    For each tensor, with Δ = θ − θ⁰, ``P = ⟨g, Δ⟩/‖Δ‖² · Δ`` is the gradient's component along the displacement (0
+    where nothing has moved). Where ``⟨g, Δ⟩ < 0`` descent leads away from the anchor, and Adam gets ``g − ω P``;
+    elsewhere it gets g. ω starts at 0, no projection, and takes one step of Adam in every step, with the gradient
+    ``⟨ĝ, P̂'⟩``; it is clipped to [0, 1]. P' is the component of the step before, with or without a conflict then. The
+    hats divide each row, a line of numbers along dimension 1, by its Euclidean norm, or by 1e-12 if that is larger. So
+    ω falls while gradients keep their side of the anchor, and rises when they change it.
 
-    This is Algorithm 1 of the paper. It leaves the normalisation open; by rows, as here, is how the authors' development
-    code does it. That code stops at tensors of fewer than two dimensions, which here are one row each: this project's
-    addition.
+    This is Algorithm 1 of the paper. It leaves the normalisation open; by rows, as here, is how the authors'
+    development code does it. That code stops at tensors of fewer than two dimensions, which here are one row each: this
+    project's addition.
 
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``; weight_decay, which pulls towards zero, is 0. omega_lr:
     step size of Adam on ω (the paper's μ), at least 0; 0.5 is published. All of them and the anchor can be set for each
@@ -59,9 +59,10 @@ class DiGraP(AnchoredOptimizer):
         *,
         anchor: Anchors = None,
         omega_lr: float = 0.5,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, anchor, {**base, "omega_lr": omega_lr})
+        super().__init__(params, anchor, {**base, "omega_lr": omega_lr}, unknown)
 
     @property
     def omegas(self) -> dict[str, float]:

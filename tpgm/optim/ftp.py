@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -150,9 +150,10 @@ class SGDP(TrainableProjection):
         kappa: float = 1.0,
         norm: Norm = "mars",
         radius_lr: float = 1e-2,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr}, unknown)
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -206,9 +207,10 @@ class AdamP(TrainableProjection):
         kappa: float = 1.0,
         norm: Norm = "mars",
         radius_lr: float = 1e-2,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr}, unknown)
 
     def _check(self, group: Group) -> None:
         super()._check(group)
