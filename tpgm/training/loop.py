@@ -27,7 +27,7 @@ from tqdm import tqdm
 from tpgm import models
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, write_aside
-from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer
+from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
 from tpgm.training.batches import derive, index_batches, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
@@ -165,6 +165,7 @@ class _Run:
         parameters = {name: parameters[name] for name in once.values()}
         net = context.net = self.accelerator.prepare_model(self.net)
         made = method.make_optimizer(context, parameters, highest) if full else None
+        refuse_schedule_free(made)
         optimizer = self.accelerator.prepare_optimizer(made or ordinary_optimizer(method, parameters, highest))
         context.optimizer, context.steps = optimizer, stage.steps
         context.learner = method.enter(context, stage.name) if full else None
