@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tpgm.book.plain.radii import ReferenceTPGM
-from tpgm.book.plain.steps import Adam, Projection
+from tpgm.book.plain.steps import Adam, Projection, normalized
 from tpgm.projection import project
 from tpgm.training.batches import derive, index_batches
 
@@ -195,10 +195,9 @@ def anchored_step(
 
 def without_conflict(c: dict[str, Any], delta: Tensor, g: Tensor, state: dict[str, Any]) -> Tensor:
     """DiGraP's gradient: a learned share of what leads away from the anchor is taken out."""
-    slope = -(g * state.get("direction", torch.zeros_like(g))).sum()
-    omega = state.get("omega", 1.0) - c["omega_lr"] * state.setdefault("omega_adam", Adam())(slope)
+    slope = (normalized(g) * normalized(state.get("projection", torch.zeros_like(g)))).sum()
+    omega = state.get("omega", 0.0) - c["omega_lr"] * state.setdefault("omega_adam", Adam())(slope)
     state["omega"] = torch.clamp(omega, 0, 1)
     unit = delta / delta.norm() if delta.norm() > 0 else delta
-    along = (g * unit).sum()
-    state["direction"] = unit if along < 0 else torch.zeros_like(unit)
-    return g - state["omega"] * along * unit if along < 0 else g
+    state["projection"] = (g * unit).sum() * unit
+    return g - state["omega"] * state["projection"] if (g * delta).sum() < 0 else g

@@ -358,7 +358,7 @@ OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
     (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
     (AdamP, {"lr": 1e-2, "norm": "l2"}),
     (AdamSPD, {"lr": 1e-2}),
-    (DiGraP, {"lr": 1e-2}),
+    (DiGraP, {"lr": 3e-2}),
 ]
 
 

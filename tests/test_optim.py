@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import build
+from tpgm import TPGM
 from tpgm._engine import passes
 from tpgm.book.plain import steps as reference
+from tpgm.methods.mars_sp import project_fixed
 from tpgm.optim import SGDP, AdamP, AdamSPD, DiGraP
 from tpgm.projection import row_norms
 
@@ -37,6 +40,7 @@ CASES = [
     (AdamSPD, {"lr": 3e-3}),
     (AdamSPD, {"lr": 3e-3, "strength": 2.5, "weight_decay": 0.1, "betas": (0.8, 0.99)}),
     (DiGraP, {"lr": 3e-3, "omega_lr": 0.05}),
+    (DiGraP, {"lr": 3e-3, "weight_decay": 0.1}),
 ]
 
 
@@ -178,7 +182,8 @@ def test_a_radius_that_may_grow_freely_leaves_sgd_after_the_first_step() -> None
     run(sgd, [q], lambda w, t: [w[0] - target], 1)
     sgd.param_groups[0]["lr"] = 0.01
     run(sgd, [q], lambda w, t: [w[0] - target], 39)
-    torch.testing.assert_close(p, q, atol=1e-6, rtol=0)  # the guard 1e-8 in the ratio is all that differs
+    # the first step ends 1e-8 from the anchor instead of on it
+    torch.testing.assert_close(p, q, atol=2e-8, rtol=0)
     assert (p - start).norm() > 0.5
 
 
@@ -247,11 +252,78 @@ def test_weights_stay_in_their_radii_and_radii_in_their_bounds(method: Any, sett
     for t in range(1, 41):
         run(optimizer, [p], lambda w, t: [w[0] - target], 1, first=t)
         radius, unconstrained = optimizer.radii["0"], optimizer.state[p]["norms"]
-        assert 1e-8 * 0.999 <= radius <= max(unconstrained.max().item(), 1e-8)
+        assert 1e-8 * 0.999 <= radius <= unconstrained.max().item() + 1.001e-8
         assert row_norms(p.detach() - start, settings["norm"]).max() <= radius + 1e-5
     ratio = optimizer.ratios()["0"]
     assert ratio == pytest.approx((radius / (unconstrained + 1e-8)).clamp(0, 1).mean().item(), rel=1e-6)
     assert 0 < ratio < 1
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("method", "norm", "shape", "dtype"),
+    [
+        (AdamP, "mars", (), torch.float64),
+        (AdamP, "mars", (8, 9), torch.float64),
+        (AdamP, "l2", (8, 9), torch.float32),
+        (SGDP, "mars", (3, 2, 2), torch.float64),
+    ],
+)
+def test_a_radius_at_its_upper_end_takes_nothing_from_a_step(
+    method: Any, norm: Any, shape: tuple[int, ...], dtype: torch.dtype, kappa: float
+) -> None:
+    """All steps but the first, which ends 1e-8 from the anchor, are the base optimizer's, however small they are."""
+    lr = 1e-7 if method is AdamP else 1e-9
+    (p,), (q,) = parameters(torch.zeros(shape, dtype=dtype)), parameters(torch.zeros(shape, dtype=dtype))
+    run(method([p], lr=lr, norm=norm, kappa=kappa), [p], lambda w, t: [2 * (w[0] - 1)], 300)
+    if method is AdamP:
+        base: torch.optim.Optimizer = torch.optim.AdamW([q], lr=lr, weight_decay=0.0)
+    else:
+        base = torch.optim.SGD([q], lr=lr, momentum=0.9, nesterov=True)
+    run(base, [q], lambda w, t: [2 * (w[0] - 1)], 1)
+    first = q.detach().clone()
+    run(base, [q], lambda w, t: [2 * (w[0] - 1)], 299)
+    n = row_norms(first, norm).max()
+    torch.testing.assert_close(p.detach(), q.detach() - first + 1e-8 / (n + 1e-8) * first, rtol=2e-6, atol=0)
+    if shape == ():
+        assert p.item() == pytest.approx(2.99e-5, abs=1e-7)  # 2.69e-5 with the end at max n
+
+
+def test_a_ratio_of_1_leaves_the_weights_bit_for_bit_everywhere() -> None:
+    """SPD without growth, a fixed radius that is large enough, and one of TPGM's that is not in force yet."""
+    start, grad = torch.randn(5, 4), torch.randn(5, 4)
+    (p,), (q,) = parameters(start), parameters(start)
+    for step in range(4):  # away at first; then back, which brings the tensor nearer: no growth to take back
+        for weight, optimizer in ((p, AdamSPD([p], lr=1e-7)), (q, torch.optim.AdamW([q], lr=1e-7, weight_decay=0.0))):
+            run(optimizer, [weight], constant(-grad if step < 3 else grad), 1)
+    assert torch.equal(p, q)
+    model = nn.Linear(4, 5)
+    constraint = TPGM(model)
+    for radius in (math.inf, 1.0):
+        with torch.no_grad():
+            model.weight.add_(1e-6 * grad)
+        before = model.weight.detach().clone()
+        with pytest.warns(UserWarning, match="there are no radii yet"):
+            constraint.project_()
+        project_fixed(model, constraint.anchor, radius)
+        assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_tpgm_keeps_the_published_end_of_the_radius(norm: Any) -> None:
+    """There, unlike in FTP, the radius ends at max n: a projection takes γ = max n back by at most 1e-8."""
+    model = nn.Linear(3, 4, bias=False).double()
+    constraint = TPGM(model, norm=norm, start="largest", lr=0.0)
+    with torch.no_grad():
+        model.weight.add_(1e-6 * torch.randn(4, 3, dtype=torch.float64))
+    delta = model.weight.detach() - constraint.anchor["weight"]
+    constraint.update(lambda: model(torch.ones(3, dtype=torch.float64)).sum())
+    constraint.project_()
+    n = row_norms(delta, norm)
+    expected = (n.max() / (n + 1e-8)).clamp(max=1)
+    left = row_norms(model.weight.detach() - constraint.anchor["weight"], norm)
+    torch.testing.assert_close(left, n * expected, rtol=1e-8, atol=0)
+    assert 0 < (n - left).max() < 1.0001e-8
 
 
 # --- SPD and DiGraP in closed form
@@ -285,35 +357,53 @@ def test_spd_stands_distances_too_small_to_square() -> None:
 def test_digrap_removes_the_part_that_leads_away_and_only_that() -> None:
     torch.manual_seed(1)
     start, away = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    for sign in (-1.0, 1.0):
+    for sign, omega in itertools.product((-1.0, 1.0), (0.0, 0.3, 1.0)):
         (p,) = parameters(start)
         # with a huge eps and no averaging Adam is gradient descent with step size lr/eps = 1
         optimizer = DiGraP([p], lr=1e9, betas=(0.0, 0.0), eps=1e9, omega_lr=0.0)
         run(optimizer, [p], constant(away), 1)  # nothing has moved: a plain step
         torch.testing.assert_close(p.detach(), start - away, rtol=1e-7, atol=1e-7)
+        optimizer.state[p]["omega"].fill_(omega)
         before, u = p.detach().clone(), (p.detach() - start) / (p.detach() - start).norm()
         g = torch.randn_like(away) + 3 * sign * u
         run(optimizer, [p], constant(g), 1)
         along, step = (g * u).sum(), p.detach() - before
         assert (along > 0) == (sign > 0)
-        expected = -g if along > 0 else -(g - along * u)
+        expected = -g if along > 0 else -(g - omega * along * u)
         torch.testing.assert_close(step, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_digrap_loosens_while_the_loss_still_leads_away_and_tightens_when_it_returns() -> None:
-    (p,) = parameters(torch.zeros(3))
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1), (2, 3), (2, 3, 2, 2)])
+def test_digraps_omega_by_hand(shape: tuple[int, ...]) -> None:
+    """It starts at 0, falls while gradients keep their side of the anchor, in conflict or not, else it rises."""
+    (p,) = parameters(torch.zeros(shape, dtype=torch.float64))
     optimizer = DiGraP([p], lr=1e-3, omega_lr=0.01)
-    seen = []
-    for t in range(1, 41):
-        run(optimizer, [p], lambda w, t: [torch.tensor([1.0, 2.0, 3.0])], 1, first=t)
-        seen.append(optimizer.omegas["0"])
-    assert seen[:2] == [1.0, 1.0]  # no direction yet, then the first conflict
-    assert all(b < a for a, b in itertools.pairwise(seen[2:]))
-    assert 0 <= seen[-1] < 0.7
-    lowest = seen[-1]
-    for t in range(41, 81):
-        run(optimizer, [p], lambda w, t: [torch.tensor([1.0, 2.0, 3.0]) * (-1) ** t], 1, first=t)
-    assert lowest < optimizer.omegas["0"] <= 1
+    g = torch.rand(shape, dtype=torch.float64) + 0.5
+    rows = 1 if len(shape) < 2 else g.numel() // shape[1]  # lines along dimension 1
+
+    def after(*gradients: Tensor) -> float:
+        for gradient in gradients:
+            run(optimizer, [p], constant(gradient), 1)
+        return optimizer.omegas["0"]
+
+    assert after(g, g, g) == 0  # it cannot fall below: from the third step on the slope is positive
+    state = optimizer.state[p]
+    state["omega"].fill_(0.5)
+    # a conflict before and none now: the component lies along Δ, whose rows are those of −g up to Adam's step
+    first, second = state["omega_exp_avg"].item(), state["omega_exp_avg_sq"].item()
+    u = torch.nn.functional.normalize(-p.detach().reshape(g.shape if g.dim() > 1 else (1, -1)), dim=1)
+    now = torch.nn.functional.normalize(-g.reshape(u.shape), dim=1)
+    slope = float((now * u).sum())
+    assert -rows <= slope < 0
+    first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+    expected = 0.5 - 0.01 * first / (1 - 0.9**4) / ((second / (1 - 0.999**4)) ** 0.5 + 1e-8)
+    assert after(-g) == pytest.approx(expected, rel=1e-9)
+    state["omega"].fill_(0.5)
+    state["omega_exp_avg"].zero_()
+    assert after(-g) < 0.5  # no conflict before and none now: the slope counts all the same
+    state["omega"].fill_(0.5)
+    state["omega_exp_avg"].zero_()
+    assert after(g) > 0.5
 
 
 # --- nothing has moved

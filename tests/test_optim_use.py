@@ -81,6 +81,52 @@ def test_resumes_bit_for_bit_through_a_file(method: Any, dtype: torch.dtype) -> 
     assert_equal_state(optimizer.state_dict()["state"], resumed.state_dict()["state"])
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [t for v in inside for t in tensors(v)]
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_state_is_a_copy_and_both_go_on_alone(method: Any, dtype: torch.dtype) -> None:
+    """Moments, anchors and scalars, containers in the state, and settings that are tensors."""
+
+    def make() -> tuple[nn.Parameter, Any]:
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(4, 3, dtype=dtype))
+        return p, method([p], lr=torch.tensor(0.1))
+
+    def step(p: nn.Parameter, optimizer: Any, number: int) -> None:
+        for t in range(number):
+            p.grad = torch.full_like(p, 1.0 + t)
+            optimizer.step()
+
+    (p, first), (q, second), (r, alone) = make(), make(), make()
+    for weight, optimizer in ((p, first), (r, alone)):
+        step(weight, optimizer, 3)
+    first.state[p]["kept"] = {"one": torch.ones(4, 3, dtype=dtype), "more": [torch.zeros(2, dtype=dtype)]}
+    second.load_state_dict(first.state_dict())
+    theirs = {t.untyped_storage().data_ptr() for t in tensors([first.state[p], first.param_groups[0]])}
+    ours = {t.untyped_storage().data_ptr() for t in tensors([second.state[q], second.param_groups[0]])}
+    assert len(theirs) > 5
+    assert not theirs & ours
+    with torch.no_grad():
+        q.copy_(p)
+    del first.state[p]["kept"], second.state[q]["kept"]
+    before = through_a_file(second.state_dict())
+    step(p, first, 2)
+    first.param_groups[0]["lr"].mul_(2)
+    assert_equal_state(before["state"], second.state_dict()["state"])
+    assert second.param_groups[0]["lr"] == torch.tensor(0.1)
+    step(q, second, 2)
+    step(r, alone, 2)
+    assert torch.equal(q, r)
+    assert torch.equal(p, r)
+
+
 @every_method
 def test_another_models_state_is_refused(method: Any) -> None:
     state = method([nn.Parameter(torch.zeros(3, 2))]).state_dict()
@@ -356,6 +402,61 @@ def test_bad_parameters_and_gradients(method: Any) -> None:
     with pytest.raises(ValueError, match="sparse=False"):
         optimizer.step()
     assert torch.equal(w, torch.zeros(3, 2))
+
+
+OPTIONS = {
+    "amsgrad": True, "maximize": True, "foreach": True, "fused": False, "capturable": True, "differentiable": True,
+    "dampening": 0.1, "pre": [torch.zeros(3, 2)], "name": ["w"], "k": 0.5, "exclude_set": {"w"}, "use_lora": True,
+}  # fmt: skip
+SAYS = {
+    "maximize": "negate the loss", "pre": r"given as 'anchor'.*strength", "name": r"\(name, parameter\) pairs",
+    "k": "called kappa", "exclude_set": "anchor=False", "use_lora": "anchor='zero'", "capturable": "CUDA graph",
+}  # fmt: skip
+
+
+@every_method
+@pytest.mark.parametrize("key", OPTIONS)
+def test_options_and_keys_of_other_codes_are_refused_with_a_cure(method: Any, key: str) -> None:
+    p, says = nn.Parameter(torch.zeros(3, 2)), f"{method.__name__}.*'{key}' is not supported: .*{SAYS.get(key, '')}"
+    with pytest.raises(TypeError, match=says):
+        method([p], **{key: OPTIONS[key]})
+    with pytest.raises(ValueError, match=says):
+        method([{"params": [p], key: OPTIONS[key]}])
+    optimizer = method([p])
+    with pytest.raises(ValueError, match=says):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], key: OPTIONS[key]})
+    assert len(optimizer.param_groups) == 1
+
+
+@every_method
+def test_unknown_settings_are_refused_with_the_nearest_known(method: Any) -> None:
+    p = nn.Parameter(torch.zeros(3, 2))
+    with pytest.raises(
+        TypeError, match=r"'weight_deca' is not supported: did you mean 'weight_decay'\? known are anchor, "
+    ):
+        method([p], weight_deca=0.1)
+    with pytest.raises(ValueError, match=r"'anchors' is not supported: did you mean 'anchor'\?"):
+        method([{"params": [p], "anchors": [torch.zeros(3, 2)]}])
+    with pytest.raises(ValueError, match="'lr_scale' is not supported: known are"):
+        method([{"params": [p]}, {"params": [nn.Parameter(torch.zeros(2))], "lr_scale": 0.5}])
+
+
+@every_method
+def test_options_that_ask_for_what_is_done_are_taken(method: Any) -> None:
+    """Those of another torch optimizer's groups, and what schedules and loggers put there."""
+    p, q = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
+    off = {"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None}
+    plain, given = method([q], lr=0.1), method([{"params": [p], **off, "name": "body"}], lr=0.1, fused=True)
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        q.grad = torch.ones_like(q)
+        plain.step()
+        given.step()
+    assert torch.equal(p, q)
+    resumed = method([{"params": [p], "initial_lr": 0.1}], lr=0.1)
+    lr_scheduler.CosineAnnealingLR(resumed, 10, last_epoch=3)
+    resumed.load_state_dict(through_a_file(given.state_dict()))
+    assert resumed.param_groups[0]["name"] == "body"
 
 
 # --- the book's page

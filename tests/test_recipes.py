@@ -205,17 +205,26 @@ def test_absent_data_and_checkpoint_are_named(tmp_path: Path) -> None:
 
 
 def test_the_published_settings() -> None:
-    for recipe in ("domainnet-clip-rn50", "domainnet-moco-rn50"):
-        found = stated(recipe, "tpgm")
-        expected = {"optimizer": "sgd", "lr": 1e-2, "norm": "mars", "every": 1, "updates": 1, "radius_lr": 1e-2}
-        assert {name: found[name] for name in expected} == {name: (v, True) for name, v in expected.items()}
-        assert stated(recipe, "ftp")["lr"] == (1e-2, True)
+    training = {"optimizer": "sgd", "epochs": 50, "batch_size": 256, "weight_decay": 5e-4, "warmup": 0.0}
+    training |= {"batchnorm": "train"}
+    radii = {"norm": "mars", "every": 1, "updates": 1, "radius_lr": 1e-2, "val_batch_size": 64, "buffers": "keep"}
+    for recipe, lr in (("domainnet-clip-rn50", 1e-3), ("domainnet-moco-rn50", 5e-2)):
+        for method, expected in (
+            ("vanilla", {**training, "lr": lr}),
+            ("tpgm", {**training, **radii, "lr": 1e-2}),
+            ("ftp", {**training, "lr": 1e-2, "weight_decay": 0.0, "kappa": 1.0}),
+        ):
+            found = stated(recipe, method)
+            assert {name: found[name] for name in expected} == {name: (v, True) for name, v in expected.items()}
+        # what the authors did not run is not said to be published
+        for method in ("linear-probe", "lp-ft", "wise-ft", "l2-sp"):
+            assert not any(stated(recipe, method)[name][1] for name in (*training, "lr"))
+        assert not any(stated(recipe, "tpgm")[name][1] for name in ("augment", "patience", "penalty", "tv"))
     for method in ("tpgm-end", "tpgm-c"):
-        assert stated("imagenet-clip-vitb16", method)["updates"] == (200, True)
+        found = stated("imagenet-clip-vitb16", method)
+        assert (found["updates"], found["norm"], found["val_batch_size"]) == ((200, True), ("l2", True), (64, True))
+        assert not any(found[name][1] for name in ("epochs", "lr", "weight_decay", "batch_size"))
     assert stated("imagenet-clip-vitb16", "ftp")["lr"] == (1e-4, True)
-    # nothing else is said to be published that is not
-    for name in ("epochs", "batch_size", "augment", "weight_decay", "warmup"):
-        assert not stated("domainnet-clip-rn50", "tpgm")[name][1]
 
 
 @each_recipe

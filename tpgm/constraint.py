@@ -61,11 +61,11 @@ class TPGM:
     projects its own part. anchor: module or state dict with the pre-trained weights, copied; by default the weights
     `model` has now; "zero" for adapters whose update starts at 0, kept without a copy. norm: "mars" (L1 norm of each
     row) or "l2" (Euclidean norm of the tensor). exclude: fnmatch patterns of parameter names left unconstrained (a new
-    head). lr: step size of Adam on the radii (``.optimizer`` is that Adam), in the unit of the norm. penalty: μ ≥ 0 of
-    the term ``μ Σ γ²`` of the controlled variant TPGM-C. tv: λ ≥ 0 of the term ``λ Σ |α_l − α_{l+1}|`` over
-    neighbouring tensors of a group, α_l being the mean ratio of tensor l over its rows. (The exact forms of both terms
-    are this project's reading of the paper.) groups: sequences of fnmatch patterns, one a group; by default blocks
-    found from the parameter names.
+    head); exact names go before wildcards, see `tpgm.names.reading`. lr: step size of Adam on the radii (``.optimizer``
+    is that Adam), in the unit of the norm. penalty: μ ≥ 0 of the term ``μ Σ γ²`` of the controlled variant TPGM-C. tv:
+    λ ≥ 0 of the term ``λ Σ |α_l − α_{l+1}|`` over neighbouring tensors of a group, α_l being the mean ratio of tensor l
+    over its rows. (The exact forms of both terms are this project's reading of the paper.) groups: sequences of fnmatch
+    patterns, one a group; by default blocks found from the parameter names.
 
     unit and start are this project's additions; the defaults are the published algorithm. unit: what `lr` is measured
     in. "norm": every radius moves by about lr an update, whatever its tensor's size. "weight": by about lr for each
@@ -139,8 +139,7 @@ class TPGM:
         self._passes = Passes(norm)
         parameters = aliases(model)
         given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
-        for pattern in exclude:
-            require_match(pattern, [*parameters, *given], "exclude")
+        exclude = tuple(require_match(pattern, [*parameters, *given], "exclude") for pattern in exclude)
         excluded = {id(p) for name, p in parameters.items() if matches(name, exclude)}
         self._params: dict[str, nn.Parameter] = {
             canonical(name): p
@@ -222,9 +221,7 @@ class TPGM:
         else:
             members = []
             for group in groups:
-                patterns = as_patterns(group, "groups")
-                for pattern in patterns:
-                    require_match(pattern, names, "groups")
+                patterns = [require_match(pattern, names, "groups") for pattern in as_patterns(group, "groups")]
                 members.append([name for name in names if matches(name, patterns)])
         index = {name: i for i, name in enumerate(names)}
         return [(index[a], index[b]) for group in members for a, b in itertools.pairwise(group)]

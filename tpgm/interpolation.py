@@ -53,8 +53,7 @@ def interpolate(
     if isinstance(anchor, str):
         raise TypeError(f"interpolate takes a module or a state dict as anchor, got {anchor!r}")
     given = anchor_tensors(anchor, model)
-    for pattern in exclude:
-        require_match(pattern, [*aliases(model), *given], "exclude")
+    exclude = tuple(require_match(pattern, [*aliases(model), *given], "exclude") for pattern in exclude)
     tied = {id(p) for name, p in aliases(model).items() if matches(name, exclude)}
     names = [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in tied]
     start = match_anchor(model, anchor, names, exclude)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -42,8 +43,30 @@ def anchored(model: nn.Module, anchor: Mapping[str, Tensor]) -> list[tuple[nn.Pa
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether an fnmatch pattern (``head.*``) fits the name, case-sensitively."""
+    """Whether an fnmatch pattern (``head.*``) fits the name, case-sensitively; take patterns from `reading`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def reading(pattern: str, names: Iterable[str]) -> str:
+    """The pattern as it is meant among `names`, in fnmatch's language: exact names go before what a sign stands for.
+
+    The first reading that fits a name counts: the whole pattern as a name; its first components as names, as many as
+    there are (``a*.w[0].*`` in a module ``a*``, then ``w[0]``); brackets as brackets; then fnmatch's own. So
+    ``enc[0].*`` means the module ``enc[0]`` where there is one, and ``enc0`` elsewhere.
+    """
+    names, parts = list(names), pattern.split(".")
+    for k in range(len(parts), -1, -1):
+        read = ".".join([*map(escape, parts[:k]), *(part.replace("[", "[[]") for part in parts[k:])])
+        if any(fnmatchcase(name, read) for name in names):
+            return read
+    return pattern
+
+
+def chosen(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """The names that the patterns fit, as `reading` reads them among these names."""
+    names = list(names)
+    patterns = [reading(pattern, names) for pattern in patterns]
+    return {name for name in names if matches(name, patterns)}
 
 
 def as_patterns(patterns: Sequence[str], argument: str) -> tuple[str, ...]:
@@ -53,12 +76,14 @@ def as_patterns(patterns: Sequence[str], argument: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def require_match(pattern: str, names: Iterable[str], argument: str) -> None:
-    """Raise ValueError, with names that come close, if `pattern` fits none of `names`."""
+def require_match(pattern: str, names: Iterable[str], argument: str) -> str:
+    """The `reading` of the pattern. Raises ValueError, with names that come close, if it fits none of `names`."""
     names = list(names)
-    if not any(fnmatchcase(name, pattern) for name in names):
+    read = reading(pattern, names)
+    if not any(matches(name, [read]) for name in names):
         near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
         raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
+    return read
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tpgm.projection import NORMS, Norm
 
+Split = tuple[Any, tuple[int, ...]]  # a device mesh, and those of its dimensions that split a tensor
+
 FLAT = "FullyShardedDataParallel hides tensors in flat buffers; shard with fully_shard (FSDP2) instead"
 
 
@@ -95,14 +97,17 @@ class Shards:
         self.norm = norm
         self._rows: list[int] = []  # of the whole tensor
         self._own: list[Tensor | None] = []  # which of them lie here; None: all
-        self._split: list[tuple[Any, tuple[int, ...]]] = []  # mesh and those of its dimensions that split the tensor
+        self._split: list[Split] = []
+        self._lines: list[tuple[Split, Split]] = []  # what cuts lines of numbers (see `lines`), and what lies between
         for name, p in params.items():
             by_row = NORMS[norm].by_row and p.dim() > 1
             self._rows.append(rows := p.shape[0] if by_row else 1)
             check_layout(name, p)
             placements: Sequence[Any] = getattr(p, "placements", ())
             split = tuple(i for i, place in enumerate(placements) if place.is_shard())
-            self._split.append((getattr(p, "device_mesh", None), split))
+            self._split.append((mesh := getattr(p, "device_mesh", None), split))
+            cut = tuple(i for i in split if placements[i].dim == min(1, p.dim() - 1))
+            self._lines.append(((mesh, cut), (mesh, tuple(i for i in split if i not in cut))))
             divided = by_row and any(placements[i].dim == 0 for i in split)
             self._own.append(_cut(torch.arange(rows), p, [0]).to(p.device) if divided else None)
         self.mesh = max((mesh for mesh, _ in self._split if mesh is not None), key=lambda mesh: int(mesh.size()))
@@ -121,11 +126,18 @@ class Shards:
         for index, value in enumerate(values):
             rows = self._own[index]
             whole.append(value if rows is None else value.new_zeros(self._rows[index]).index_copy(0, rows, value))
-        for (mesh, dims), members in self._alike():
-            flat = _sum(torch.cat([whole[i] for i in members]), mesh, dims)
-            for i, piece in zip(members, torch.split(flat, [self._rows[i] for i in members]), strict=True):
-                whole[i] = piece.to(whole[i])
-        return whole
+        return _added(whole, self._split)
+
+    def lines(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """From sums over the parts here of lines of numbers, those over these lines as a whole.
+
+        A line runs along dimension 1; a tensor of fewer dimensions is one. values: any shape each, by parameter.
+        """
+        return _added(values, [cut for cut, _ in self._lines])
+
+    def over_lines(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """From sums over the lines of which a part is here, those over all lines; by parameter."""
+        return _added(values, [between for _, between in self._lines])
 
     def norms(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Row norms of whole tensors, of all rows, from those of the parts that lie here."""
@@ -138,20 +150,31 @@ class Shards:
         """The mean over all processes of the mesh, in place."""
         return values.copy_(_sum(values, self.mesh, range(self.mesh.ndim)) / self.mesh.size())
 
-    def _alike(self) -> list[tuple[tuple[Any, tuple[int, ...]], list[int]]]:
-        """Indices of parameters that are split in the same way, in the same order on every process."""
-        found: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
-        for i, (mesh, dims) in enumerate(self._split):
-            if dims:
-                found.setdefault((mesh, dims), []).append(i)
-        return list(found.items())
-
     def fingerprints(self, anchor: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of whole anchors, by name, from this process's parts."""
         sums = torch.stack([fingerprint(a) for a in anchor.values()])
-        for (mesh, dims), members in self._alike():
+        for (mesh, dims), members in _alike(self._split):
             sums[members] = _sum(sums[members], mesh, dims)
         return dict(zip(anchor, sums.unbind(), strict=True))
+
+
+def _alike(splits: Sequence[Split]) -> list[tuple[Split, list[int]]]:
+    """Indices of parameters that are split in the same way, in the same order on every process."""
+    found: dict[Split, list[int]] = {}
+    for i, (mesh, dims) in enumerate(splits):
+        if dims:
+            found.setdefault((mesh, dims), []).append(i)
+    return list(found.items())
+
+
+def _added(values: Sequence[Tensor], splits: Sequence[Split]) -> list[Tensor]:
+    """Each value added up over the processes that its split names; what is split alike travels together."""
+    whole = list(values)
+    for (mesh, dims), members in _alike(splits):
+        flat = _sum(torch.cat([whole[i].flatten() for i in members]), mesh, dims)
+        for i, piece in zip(members, torch.split(flat, [whole[i].numel() for i in members]), strict=True):
+            whole[i] = piece.view_as(whole[i]).to(whole[i])
+    return whole
 
 
 def _sum(values: Tensor, mesh: Any, dims: Iterable[int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
+from tpgm.methods.base import refuse_schedule_free
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,7 +42,7 @@ class TPGMCallback(Callback):
 
     Radii are in Lightning's checkpoints and come back with ``fit(ckpt_path=…)``. Under DDP the gradients of the radii
     are averaged over the processes. Sharded strategies (FSDP, DeepSpeed) are not supported.
-    Raises ValueError for settings that cannot be, TypeError for validation data without length or index.
+    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data without length or index.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class TPGMCallback(Callback):
             self._anchor = copied(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            refuse_schedule_free(optimizer)
         wrapper = trainer.strategy.model
         model = wrapper if isinstance(wrapper, DistributedDataParallel) else pl_module
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpgm.files import packed, unpacked
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
+from tpgm.methods.base import refuse_schedule_free
 
 try:
     from accelerate.utils import send_to_device
@@ -42,7 +43,7 @@ class TPGMCallback(TrainerCallback, ExportableState):
     forward passes on the Trainer's first 100 training batches; checkpoints written before that have those of training.
 
     Radii are in the Trainer's checkpoints (``trainer_state.json``) and come back with ``resume_from_checkpoint``.
-    Raises ValueError for settings that cannot be, TypeError for validation data without length or index;
+    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data without length or index;
     on several processes `tpgm.TPGM` averages over those of the DistributedDataParallel that the Trainer makes.
     """
 
@@ -110,6 +111,7 @@ class TPGMCallback(TrainerCallback, ExportableState):
                     "the checkpoint holds no radii of TPGM (it was made without the callback, or with two)"
                 )
             self.driver.saved = _decoded(text)
+        refuse_schedule_free(self.trainer.optimizer)
         self.driver.start(self.trainer.model_wrapped, self._anchor, self._loss())
         if "anchor" not in self.driver.settings:
             self._anchor = self.driver.anchor(self._anchor)  # one copy is enough

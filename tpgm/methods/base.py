@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpgm.names import aliases, hint, matches
+from tpgm.names import aliases, chosen, hint
 
 Settings = dict[str, Any]
 MOMENTUM = 0.9
@@ -208,10 +208,26 @@ def ordinary_optimizer(method: Method, parameters: Mapping[str, nn.Parameter], l
     return torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=method.weight_decay)
 
 
+def refuse_schedule_free(optimizer: Any) -> None:
+    """Raise ValueError for an optimizer that holds other weights in train than in eval mode (arXiv 2405.15682).
+
+    Told by its methods ``train`` and ``eval`` and the ``train_mode`` in its groups, as the package schedulefree has.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate or Lightning
+    modes = callable(getattr(inner, "train", None)) and callable(getattr(inner, "eval", None))
+    if modes and any("train_mode" in group for group in getattr(inner, "param_groups", ())):
+        raise ValueError(
+            f"{type(inner).__name__} trains other weights than it evaluates, so a projection after each step leaves the "
+            "evaluated model outside its radii. Train without projections, call optimizer.eval(), then update the radii "
+            "and project_() once at the end; or take another optimizer"
+        )
+
+
 def anchor_groups(context: Context, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of ``tpgm.optim``: those with an anchor, and a new head without."""
-    kept = [(name, p) for name, p in parameters.items() if not matches(name, context.exclude)]
-    new = [(name, p) for name, p in parameters.items() if matches(name, context.exclude)]
+    excluded = chosen(aliases(context.net), context.exclude)
+    kept = [(name, p) for name, p in parameters.items() if name not in excluded]
+    new = [(name, p) for name, p in parameters.items() if name in excluded]
     groups: list[dict[str, Any]] = [{"params": kept, "anchor": context.anchor}]
     return [*groups, {"params": new, "anchor": False}] if new else groups
 

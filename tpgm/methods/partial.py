@@ -27,6 +27,5 @@ class Partial(Method):
 
     def trainable(self, context: Context) -> set[str]:
         names = aliases(context.net)
-        for pattern in self.train:
-            require_match(pattern, names, "train")
-        return set(context.head) | {name for name in names if matches(name, self.train)}
+        train = [require_match(pattern, names, "train") for pattern in self.train]
+        return set(context.head) | {name for name in names if matches(name, train)}

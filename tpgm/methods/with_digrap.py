@@ -23,7 +23,7 @@ class WithDiGraP(Method):
     )
 
     optimizer: Literal["adamw"] = setting("adamw", "adamw: the method is an Adam", choices=("adamw",))
-    omega_lr: float = setting(1e-2, "learning rate of Adam on the share")
+    omega_lr: float = setting(0.5, "μ, learning rate of Adam on the share; 0.5 is published")
 
     def make_optimizer(self, context: Context, parameters: Mapping[str, nn.Parameter], lr: float) -> DiGraP:
         groups = anchor_groups(context, parameters)

@@ -16,11 +16,30 @@ from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import zero
+from tpgm.names import hint
 from tpgm.projection import Norm
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
 Group = dict[str, Any]
 State = dict[str, Tensor]
+
+# options of torch's optimizers whose default, off, is all there is here; and those of the authors' codes
+_OFF = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "dampening")
+_INSTEAD = {
+    "amsgrad": "the second moment is AdamW's; leave it out",
+    "maximize": "only minimising is supported; negate the loss",
+    "foreach": "all tensors are stepped at once in any case; leave it out",
+    "fused": "the steps are torch's fused ones in any case; leave it out",
+    "capturable": "a step cannot be part of a CUDA graph; capture the forward and backward pass alone",
+    "differentiable": "autograd does not record a step; leave it out",
+    "dampening": "it is always 0; leave it out",
+    "pre": "the pre-trained tensors are given as 'anchor' (pre=None of adapters is anchor='zero'); and λ, which the "
+    "authors' AdamSPD calls weight_decay, is strength",
+    "name": "names come with the parameters: 'params' takes (name, parameter) pairs; a label must be a str",
+    "k": "FTP's factor of positive slopes is called kappa",
+    "exclude_set": "what is left unconstrained goes into a group with anchor=False",
+    "use_lora": "for adapters give anchor='zero'",
+}
 
 
 class AnchoredOptimizer(Optimizer):
@@ -40,6 +59,11 @@ class AnchoredOptimizer(Optimizer):
     anchors may be whole tensors or sharded alike. What is said of a tensor or its rows is said of the whole ones: every
     process must call ``step`` equally often, and radii are the same on all.
 
+    A group may hold the optimizer's settings, "anchor", and for others "name", a label, and "initial_lr". Any other key
+    raises ValueError and any other keyword TypeError, naming it and what to do: of torch's options amsgrad, maximize,
+    foreach, fused, capturable and differentiable are not supported; of the authors' codes see the book's page on these
+    optimizers.
+
     The anchor has the parameter's dtype and is part of ``state_dict()``, larger by one copy of the anchored parameters
     therefore; a run resumed from it goes on bit for bit. The state is made with the optimizer, so that
     ``torch.distributed.checkpoint`` can load into it at once. Parameters without a gradient are skipped. Norms, ratios
@@ -49,7 +73,11 @@ class AnchoredOptimizer(Optimizer):
     # state that load_state_dict must not cast to the parameter's dtype
     _wide: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, params: Iterable[Any], anchor: Anchors, defaults: Group) -> None:
+    def __init__(
+        self, params: Iterable[Any], anchor: Anchors, defaults: Group, unknown: Mapping[str, Any] | None = None
+    ) -> None:
+        if problem := _problem(unknown or {}, {*defaults, "anchor"}):
+            raise TypeError(f"{type(self).__name__}: {problem}")
         params = params if isinstance(params, Tensor) else list(params)
         by_order = not (anchor is None or anchor is False or isinstance(anchor, str | Mapping))
         if by_order and len(params) > 1 and isinstance(params[0], dict):
@@ -69,8 +97,12 @@ class AnchoredOptimizer(Optimizer):
         parameters sharded in another way than by ``fully_shard`` or with the placements Shard and Replicate. Nothing
         is added then.
         """
+        allowed = {*self.defaults, "params", "param_names", "initial_lr"} - {"fused"}
+        if isinstance(param_group, dict) and (problem := _problem(param_group, allowed)):
+            raise ValueError(f"{type(self).__name__}, keys of a group: {problem}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group["fused"] = True
         try:
             require(group, "lr", "weight_decay")
             self._check(group)
@@ -137,8 +169,8 @@ class AnchoredOptimizer(Optimizer):
             for name, value in state.items():
                 if name in self._wide:  # torch casts all state to the parameter's dtype
                     self.state[p][name] = value.to(p.device, copy=True)
-                elif self.state[p][name] is value:  # torch keeps what need not be cast
-                    self.state[p][name] = copy.deepcopy(value)
+                elif self.state[p][name] is value or not isinstance(value, Tensor):  # torch keeps what it need not cast
+                    self.state[p][name] = copy.deepcopy(self.state[p][name])
 
     def _check(self, group: Group) -> None:
         """Raise ValueError for settings of a group that cannot be."""
@@ -217,6 +249,18 @@ class AnchoredOptimizer(Optimizer):
                 state = self.state[p]
                 if value in state and state["step"].item():
                     yield name, state
+
+
+def _problem(given: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    """What is wrong with the first of the settings that is not known here, and what to do; None if nothing is."""
+    known = set(known)
+    for key, value in given.items():
+        off = key in _OFF and not value
+        if key in known or off or (key == "fused" and value in (None, True)) or (key == "name" and type(value) is str):
+            continue
+        what = _INSTEAD.get(key) or f"{hint(key, known)}known are {', '.join(sorted(known - {'fused'}))}"
+        return f"{key!r} is not supported: {what}"
+    return None
 
 
 def _labels(group: Group) -> list[str]:

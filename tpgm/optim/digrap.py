@@ -1,9 +1,9 @@
-"""Directional Gradient Projection (DiGraP, arXiv 2502.15895), in this project's reading."""
+"""Directional Gradient Projection (DiGraP, arXiv 2502.15895): what leads away from the anchor is projected out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -22,30 +22,32 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
+from tpgm.projection import upcast
 
 
 class DiGraP(AnchoredOptimizer):
     """AdamW on a gradient from which a learned part of what leads away from the anchor is removed (arXiv 2502.15895).
 
-    With ``u = (θ − θ⁰)/‖θ − θ⁰‖`` for each tensor (0 where it has not moved), the gradient g and the pull to the anchor
-    conflict where ``c = min(⟨g, u⟩, 0)`` is negative: descent leads away. Adam gets ``g − ω c u``, with ω in [0, 1].
-    ω takes one step of Adam in every step, with the gradient ``−⟨g, u'⟩`` where u' is the direction of the step before
-    if there was a conflict then, else 0; it is clipped to [0, 1].
+    For each tensor, with Δ = θ − θ⁰, ``P = ⟨g, Δ⟩/‖Δ‖² · Δ`` is the gradient's component along the displacement (0
+    where nothing has moved). Where ``⟨g, Δ⟩ < 0`` descent leads away from the anchor, and Adam gets ``g − ω P``;
+    elsewhere it gets g. ω starts at 0, no projection, and takes one step of Adam in every step, with the gradient
+    ``⟨ĝ, P̂'⟩``; it is clipped to [0, 1]. P' is the component of the step before, with or without a conflict then. The
+    hats divide each row, a line of numbers along dimension 1, by its Euclidean norm, or by 1e-12 if that is larger. So
+    ω falls while gradients keep their side of the anchor, and rises when they change it.
 
-    **This is the project's reading, not the published algorithm to the letter.** The paper says that the conflicting
-    component is projected out to a learned extent; the rest is ours: ω's gradient (the chain rule through a plain
-    gradient step, without the positive factor ``lr · |c'|``, which Adam on ω would mostly cancel), its start at 1, the
-    strongest, and Adam with step size 1e-2, both as in FTP.
+    This is Algorithm 1 of the paper. It leaves the normalisation open; by rows, as here, is how the authors'
+    development code does it. That code stops at tensors of fewer than two dimensions, which here are one row each: this
+    project's addition.
 
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``; weight_decay, which pulls towards zero, is 0. omega_lr:
-    step size of Adam on ω, at least 0. All of them and the anchor can be set for each group. For params and anchor, the
-    state and its precision see `AnchoredOptimizer`; beside the anchor the state holds one float32 tensor of the
-    parameter's shape, the direction.
+    step size of Adam on ω (the paper's μ), at least 0; 0.5 is published. All of them and the anchor can be set for each
+    group. For params and anchor, the state and its precision see `AnchoredOptimizer`; beside the anchor the state holds
+    one float32 tensor of the parameter's shape, the component P.
 
     Raises ValueError for a setting outside its range or an anchor that does not fit.
     """
 
-    _wide = ("omega", "omega_exp_avg", "omega_exp_avg_sq", "direction")
+    _wide = ("omega", "omega_exp_avg", "omega_exp_avg_sq", "component")
 
     def __init__(
         self,
@@ -56,10 +58,11 @@ class DiGraP(AnchoredOptimizer):
         weight_decay: float = 0.0,
         *,
         anchor: Anchors = None,
-        omega_lr: float = 1e-2,
+        omega_lr: float = 0.5,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, anchor, {**base, "omega_lr": omega_lr})
+        super().__init__(params, anchor, {**base, "omega_lr": omega_lr}, unknown)
 
     @property
     def omegas(self) -> dict[str, float]:
@@ -75,8 +78,8 @@ class DiGraP(AnchoredOptimizer):
         for p, s in zip(params, states, strict=True):
             if group["anchor"] and "omega" not in s:
                 wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-                s["direction"] = torch.zeros_like(p, dtype=wide, requires_grad=False)
-                for name, value in (("omega", 1.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
+                s["component"] = torch.zeros_like(p, dtype=wide, requires_grad=False)
+                for name, value in (("omega", 0.0), ("omega_exp_avg", 0.0), ("omega_exp_avg_sq", 0.0)):
                     s[name] = torch.full((), value, dtype=wide, device=p.device)
 
     def _update(
@@ -85,22 +88,35 @@ class DiGraP(AnchoredOptimizer):
         if not group["anchor"]:
             adam_step(group, params, grads, states)
             return
-        passes, anchors, directions = Passes("l2"), [s["anchor"] for s in states], [s["direction"] for s in states]
-        slopes, norms = passes.advance(grads, directions, params, anchors)  # from here on directions have a length
+        passes, anchors, components = Passes("l2"), [s["anchor"] for s in states], [s["component"] for s in states]
+        slopes = _cosines(grads, components, shards)
+        _, norms = passes.advance(grads, components, params, anchors)  # the displacements, for the time being
         along = passes.dots(grads, params, anchors)
         if shards is not None:
-            slopes, norms, along = shards.add(slopes), shards.norms(norms), shards.add(along)
+            norms, along = shards.norms(norms), shards.add(along)
         n = torch.cat(norms)
         inverse = torch.where(n > 0, 1 / n, 0.0)
-        conflict = torch.cat(along) * inverse
-        for u, factor in zip(directions, (inverse * (conflict < 0)).unbind(), strict=True):
-            u.mul_(factor)  # no conflict, no direction
+        length = torch.cat(along) * inverse
+        for component, factor in zip(components, (length * inverse).unbind(), strict=True):
+            component.mul_(factor)
         steps = torch.stack([s["step"] for s in states]) + 1
-        omegas = adam_scalar(states, "omega", -torch.cat(slopes), steps, group["omega_lr"]).clamp(0.0, 1.0)
+        omegas = adam_scalar(states, "omega", slopes, steps, group["omega_lr"]).clamp(0.0, 1.0)
         store(states, "omega", omegas)
-        removed = (omegas * conflict).unbind()
+        removed = (omegas * (length < 0)).unbind()
         kept = [
-            torch.sub(g, w * s["direction"], out=torch.empty_like(g))
+            torch.sub(g, w * s["component"], out=torch.empty_like(g))
             for g, s, w in zip(grads, states, removed, strict=True)
         ]
         adam_step(group, params, kept, states)
+
+
+def _cosines(grads: list[Tensor], components: list[Tensor], shards: Shards | None) -> Tensor:
+    """``⟨ĝ, P̂⟩`` for each parameter: cosines of rows along dimension 1, added up; shape (parameters,)."""
+    sums = []
+    for g, component in zip(grads, components, strict=True):
+        x, y = (t if t.dim() > 1 else t.reshape(1, -1) for t in (upcast(g), component))
+        sums.append(torch.stack([(x * y).sum(1), x.square().sum(1), y.square().sum(1)]))
+    if shards is not None:
+        sums = shards.lines(sums)
+    cosines = [(s[0] / s[1:].sqrt().clamp(min=1e-12).prod(0)).sum().reshape(1) for s in sums]
+    return torch.cat(cosines if shards is None else shards.over_lines(cosines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def _learn_and_project(
     slopes = torch.where(slopes > 0, group["kappa"] * slopes, slopes)
     radii = adam_scalar(states, "radius", slopes, torch.stack([s["step"] for s in states]), group["radius_lr"])
     largest = torch.segment_reduce(after, "max", lengths=rows, initial=0.0, unsafe=True)
-    radii = radii.minimum(largest).clamp(min=EPS)
+    radii = radii.minimum(largest + EPS).clamp(min=EPS)  # at this end the ratio is exactly 1
     store(states, "radius", radii)
 
     ratios = row_ratios(after, radii.repeat_interleave(rows, output_size=len(after)), EPS)
@@ -123,8 +123,9 @@ class SGDP(TrainableProjection):
     Every step: (1) θ̃ by SGD with momentum, as ``torch.optim.SGD``; Δ = θ̃ − θ⁰, row norms n. (2) The radius γ of each
     tensor takes one step of Adam with the gradient ``Σ_i ⟨g_i, Δ'_i⟩ / (n'_i + 1e-8)``, where g is the training
     gradient of this step and Δ', n' are those of the step before; where it is positive, so that γ would shrink, it is
-    multiplied by κ. γ starts at 1e-8 and is clipped to [1e-8, max n]. (3) ``θ_i ← θ⁰_i + Δ_i clip(γ/(n_i + 1e-8), 0,
-    1)``. The first step leaves the parameters within 1e-8 of the anchor. No validation data and no extra pass.
+    multiplied by κ. γ starts at 1e-8 and is clipped to [1e-8, max n + 1e-8], where the ratio is exactly 1. (3)
+    ``θ_i ← θ⁰_i + Δ_i clip(γ/(n_i + 1e-8), 0, 1)``. The first step leaves the parameters within 1e-8 of the anchor. No
+    validation data and no extra pass.
 
     lr: at least 0; 1e-2 is published, 1e-1 for 10 % of the labels. momentum, nesterov: 0.9 and True are published.
     weight_decay: L2 term in the gradient of the base step (not in the radius's), published 0. kappa: κ in [0, 1]; 1,
@@ -149,9 +150,10 @@ class SGDP(TrainableProjection):
         kappa: float = 1.0,
         norm: Norm = "mars",
         radius_lr: float = 1e-2,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr}, unknown)
 
     def _check(self, group: Group) -> None:
         super()._check(group)
@@ -205,9 +207,10 @@ class AdamP(TrainableProjection):
         kappa: float = 1.0,
         norm: Norm = "mars",
         radius_lr: float = 1e-2,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr})
+        super().__init__(params, anchor, {**base, "kappa": kappa, "norm": norm, "radius_lr": radius_lr}, unknown)
 
     def _check(self, group: Group) -> None:
         super()._check(group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import compress
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ class AdamSPD(AnchoredOptimizer):
     tensor. λ = 1 takes back all of the growth: a projection onto the sphere of the distance before the step.
 
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, but weight_decay, which pulls towards zero, is 0: SPD is
-    meant in its place. strength: λ, at least 0; 0 is AdamW, 1 is where the paper says to begin. All of them and the
+    meant in its place. strength: λ, at least 0; 0 is AdamW, 1 is where the paper says to begin. **The authors' code
+    calls λ weight_decay**: what is ``AdamSPD(…, weight_decay=1.0)`` there is ``strength=1.0`` here. All of them and the
     anchor can be set for each group; "zero" is the anchor for adapters. For params and anchor, the state and its
     precision see `AnchoredOptimizer`.
 
@@ -48,9 +49,10 @@ class AdamSPD(AnchoredOptimizer):
         *,
         anchor: Anchors = None,
         strength: float = 1.0,
+        **unknown: Never,
     ) -> None:
         base = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, anchor, {**base, "strength": strength})
+        super().__init__(params, anchor, {**base, "strength": strength}, unknown)
 
     def _check(self, group: Group) -> None:
         require_adam(group)

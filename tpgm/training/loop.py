@@ -27,8 +27,8 @@ from tqdm import tqdm
 from tpgm import models
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
-from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer
-from tpgm.names import aliases, matches
+from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
+from tpgm.names import aliases, chosen
 from tpgm.training.batches import derive, index_batches, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
@@ -110,7 +110,7 @@ class _Run:
         self.format = torch.channels_last if method.channels_last else torch.contiguous_format
         self.net: nn.Module = copy.deepcopy(start.model).to(self.device)
         self.net = self.net.to(memory_format=self.format)
-        head = frozenset(name for name in aliases(self.net) if matches(name, [f"{start.head}.*"]))
+        head = frozenset(chosen(aliases(self.net), [f"{start.head}.*"]))
         if not head:
             raise ValueError(f"the model has no parameter under its head's name, {start.head!r}")
         outputs, classes = len(self.net.get_parameter(f"{start.head}.weight")), len(data.class_names)
@@ -171,6 +171,7 @@ class _Run:
         parameters = {name: parameters[name] for name in once.values()}
         net = context.net = self.accelerator.prepare_model(self.net)
         made = method.make_optimizer(context, parameters, highest) if full else None
+        refuse_schedule_free(made)
         optimizer = self.accelerator.prepare_optimizer(made or ordinary_optimizer(method, parameters, highest))
         context.optimizer, context.steps = optimizer, stage.steps
         context.learner = method.enter(context, stage.name) if full else None

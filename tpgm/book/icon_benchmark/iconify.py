@@ -6,11 +6,12 @@ import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+
+from tpgm.names import matches
 
 Subset = Literal["downstream", "upstream"]
 
@@ -126,7 +127,7 @@ def _icons_of(content: Mapping[str, Any], words: Mapping[str, str]) -> list[Icon
         # an animation's first frame is often empty; text and linked images depend on the machine
         if concept is None or any(tag in body for tag in ("<animate", "<set", "<text", "<image")):
             continue
-        if any(fnmatchcase(f"{prefix}:{name}", pattern) for pattern in concepts()["skip_icons"]):
+        if matches(f"{prefix}:{name}", concepts()["skip_icons"]):
             continue
         box = {key: icon.get(key, content.get(key, default)) for key, default in _BOX.items()}
         found.append(Icon(prefix, name, concept, _document(body, **box)))

@@ -56,7 +56,7 @@ class Projection:
         self.delta = tilde - self.start
         n = row_norms(self.delta, self.norm)
         gamma = self.gamma - self.lr * self.adam(slope)
-        self.gamma = torch.clamp(torch.minimum(gamma, n.max()), min=1e-8)
+        self.gamma = torch.clamp(torch.minimum(gamma, n.max() + 1e-8), min=1e-8)
         return self.start + torch.clamp(self.gamma / (n + 1e-8), 0, 1) * self.delta
 
 
@@ -135,6 +135,12 @@ def adam_spd(
     return weights
 
 
+def normalized(x: Tensor) -> Tensor:
+    """Each row, a line of numbers along dimension 1, over its Euclidean norm; a vector is one row."""
+    rows = x if x.dim() > 1 else x.reshape(1, -1)
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
 def digrap(
     weights: list[Tensor],
     gradient: Gradient,
@@ -144,23 +150,21 @@ def digrap(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    omega_lr: float = 1e-2,
+    omega_lr: float = 0.5,
 ) -> list[Tensor]:
-    """DiGraP (arXiv 2502.15895) in this project's reading: see `tpgm.optim.DiGraP`."""
+    """DiGraP (arXiv 2502.15895, algorithm 1): Adam on the gradient without a share of what leads from the anchor."""
     start, adams = weights, [Adam(betas, eps) for _ in weights]
-    omegas: list[Tensor | float] = [1.0 for _ in weights]
-    omega_adams = [Adam() for _ in weights]
-    directions = [torch.zeros_like(w) for w in weights]
+    omegas, omega_adams = [w.new_tensor(0.0) for w in weights], [Adam() for _ in weights]
+    projections = [torch.zeros_like(w) for w in weights]
     for t in range(1, steps + 1):
         grads = gradient(weights, t)
         for l, (w, g) in enumerate(zip(weights, grads, strict=True)):
-            slope = -(g * directions[l]).sum()
+            slope = (normalized(g) * normalized(projections[l])).sum()
             omegas[l] = torch.clamp(omegas[l] - omega_lr * omega_adams[l](slope), 0, 1)
             delta = w - start[l]
-            u = delta / delta.norm() if delta.norm() > 0 else delta
-            c = (g * u).sum()
-            directions[l] = u if c < 0 else torch.zeros_like(u)
-            if c < 0:
-                g = g - omegas[l] * c * u
+            along = (g * delta).sum()
+            projections[l] = along / (delta * delta).sum() * delta if delta.norm() > 0 else delta
+            if along < 0:
+                g = g - omegas[l] * projections[l]
             weights = [*weights[:l], w - lr * (adams[l](g) + weight_decay * w), *weights[l + 1 :]]
     return weights
