@@ -245,13 +245,14 @@ def budget(problems: int, rng: np.random.Generator, *, shrinking: bool = True, p
     ]
 
 
-def radii_at_the_end(norms: ArrayLike, target: ArrayLike, lr: float, updates: int) -> Array:
-    """Radii (updates + 1, P) of P isotropic layers on fixed fine-tuned weights, from half their norms, by Adam.
+def radii_at_the_end(norms: ArrayLike, target: ArrayLike, lr: float, updates: int, start: float | None = None) -> Array:
+    """Radii (updates + 1, P) of P isotropic layers on fixed fine-tuned weights, from `start` or half their norms, by Adam.
 
     norms ``‖Δ_l‖`` and target ``α*_l ‖Δ_l‖``, (P,): the validation loss is ``Σ (γ_l − target_l)²`` inside the norms.
     """
     norms, target = np.asarray(norms, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    (slow, fast), first, second, path = BETAS, 0.0 * norms, 0.0 * norms, [norms / 2]
+    (slow, fast), first, second = BETAS, 0.0 * norms, 0.0 * norms
+    path = [norms / 2 if start is None else np.full_like(norms, start)]
     for step in range(1, updates + 1):
         radii = np.minimum(path[-1], norms)
         slope = 2 * (radii - target)
