@@ -47,6 +47,7 @@ Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
 
 EPS = 1e-8  # the published code's guard in the ratio, and its smallest radius
+WINDOW = 50  # projections after which a collapse is looked for
 
 
 class TPGM:
@@ -197,6 +198,9 @@ class TPGM:
         self._measured_at: list[tuple[int, int]] | None = (
             None  # the weights of the last update, as torch counts changes
         )
+        self._projections = 0
+        # radii that were on their floor after a projection of this window; None once the warning is given
+        self._floored: Tensor | None = torch.zeros_like(self._radii, dtype=torch.bool)
         self._exchange = Exchange(model, list(self._params.values()), self._fsdp, keep_copy=keep_copy)
 
     def _kept(self, like: Tensor, anchor: Tensor) -> Tensor:
@@ -252,6 +256,29 @@ class TPGM:
         """
         norms = self._norms if self._norms is not None else self._measure()
         return dict(zip(self._params, self._mean_ratios(self._clipped(norms), norms).tolist(), strict=True))
+
+    @torch.no_grad()
+    def suggest_lr(self, updates: int) -> float:
+        """The smallest learning rate with which every radius can get anywhere in `updates` updates.
+
+        Adam moves a radius by at most about lr an update (book chapter 5, the budget law). Validation data may want any
+        ratio from 0 to 1, so ``lr · updates`` should be at least ``max(n_l − γ_l, γ_l)`` for every tensor, n_l being
+        its largest row norm and γ_l the radius that the next update would begin with, both in the unit of `lr`. It
+        speaks of the weights as they are: call it after the training for radii learned at the end, after a free
+        beginning for radii learned along with it. Set the result by
+        ``constraint.optimizer.param_groups[0]["lr"] = constraint.suggest_lr(200)``.
+        Raises ValueError if `updates` is below 1, or if no constrained weight has moved yet.
+        """
+        if updates < 1:
+            raise ValueError(f"updates must be at least 1, got {updates}")
+        norms = self._measure()
+        radii = self._clipped(norms, start=True)
+        largest = torch.segment_reduce(self._flat(norms), "max", lengths=self._lengths)
+        way = torch.maximum(largest - radii, radii) / (1.0 if self._unit is None else self._unit)
+        way = way[radii.isfinite() & largest.isfinite() & (largest > 0)]
+        if not len(way):
+            raise ValueError("no constrained weight has moved yet: call suggest_lr after training steps")
+        return float(way.max()) / updates
 
     def __repr__(self) -> str:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -331,6 +358,7 @@ class TPGM:
             norms = self._norms = self._measure()
         self._measured_at = None  # the projection moves them
         self._radii.copy_(self._clipped(norms))
+        self._watch_for_collapse(4)
         weights = self._weights()
         self._scale(weights, weights, self._radii.detach(), norms)
         reshard(self._fsdp)
@@ -594,6 +622,26 @@ class TPGM:
                 "on after each projection, or to have them kept (the published behaviour), say buffers='keep'",
                 stacklevel=stacklevel,
             )
+
+    def _watch_for_collapse(self, stacklevel: int) -> None:
+        """Warn once if most radii fell to their floor within `WINDOW` projections; a GPU waits at the last."""
+        if self._floored is None:
+            return
+        self._floored |= self._radii <= EPS
+        self._projections += 1
+        if self._projections % WINDOW:
+            return
+        count, of = int(self._floored.sum()), len(self._floored)
+        if 2 * count <= of:
+            self._floored.zero_()
+            return
+        self._floored = None
+        warnings.warn(
+            f"the constraint has collapsed: within {WINDOW} projections {count} of {of} radii fell to their floor, and "
+            "their weights to the anchor. Single steps are too noisy a guide: let training run free for the first four "
+            'fifths (begin=0.8 of the method "tpgm") or learn the radii once at the end, with lr from suggest_lr()',
+            stacklevel=stacklevel,
+        )
 
     def _refuse_while_swapped(self, what: str) -> None:
         if self._exchange.active:

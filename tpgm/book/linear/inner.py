@@ -137,16 +137,22 @@ def solve_inner(
 
 
 def solve_inner_plain(
-    gram: ArrayLike, moment: ArrayLike, radii: ArrayLike, sizes: tuple[int, ...], steps: int = 5000
+    gram: ArrayLike,
+    moment: ArrayLike,
+    radii: ArrayLike,
+    sizes: tuple[int, ...],
+    steps: int = 5000,
+    start: ArrayLike = 0.0,
 ) -> Array:
     """The same displacement ``v``, (d,), by accelerated projected gradient: the plain twin of `solve_inner`.
 
     One problem; a momentum step, a gradient step of length ``1/λ_max(G)``, the L2 projection of every layer, and a
-    restart of the momentum whenever it points uphill.
+    restart of the momentum whenever it points uphill. `start`, (d,), matters only where G is singular and there are many
+    solutions.
     """
     gram, moment, radii = (np.asarray(a, dtype=np.float64) for a in (gram, moment, radii))
     step = 1 / np.linalg.eigvalsh(gram)[-1]
-    v = ahead = np.zeros_like(moment)
+    v = ahead = np.zeros_like(moment) + np.asarray(start, dtype=np.float64)
     momentum = 1.0
     for _ in range(steps):
         moved = ahead - step * (gram @ ahead - moment)
@@ -154,6 +160,8 @@ def solve_inner_plain(
         new = moved * np.repeat(np.minimum(1.0, radii / np.where(norms > 0, norms, 1.0)), sizes)
         if (ahead - new) @ (new - v) > 0:
             momentum = 1.0
+        if np.max(np.abs(new - v)) < 1e-16 and momentum > 1.0:
+            break
         grown = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
         v, ahead, momentum = new, new + (momentum - 1) / grown * (new - v), grown
     return v
