@@ -271,6 +271,7 @@ def test_matplotlib_figures_are_drawn_once_and_closed(rng: np.random.Generator) 
     risks = [strategy_risks(shift, 50, 5, rng)] * 2
     figures = [
         plots.radii_landscape(two, moved),
+        plots.shared_radius((2, 4), 20, rng),
         plots.ratios_by_distance((2, 3), np.array([0.1, 0.5, 1.0, 2.0]), 0.5, 20, rng),
         plots.approximation(sizes, approximation_errors(sizes, 20, rng)),
         plots.parabolas({"a": case, "b": case}),
