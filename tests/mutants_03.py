@@ -193,7 +193,7 @@ MUTANTS = [
         3,
         "prop-regime",
         "anisotropic rows",
-        partial(_A, verify.regime_is_set_by_distance, 10_000, {"row_scale": True, "trials": 10}),
+        partial(_A, verify.regime_is_set_by_distance, 20_000, {"row_scale": True, "trials": 10}),
     ),
     *(
         Mutant(

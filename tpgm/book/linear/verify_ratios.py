@@ -271,7 +271,7 @@ def regime_is_set_by_distance(
     spectrum = np.linspace(0.2, 6.0, d)
     low, high = np.eye(d)[0], np.eye(d)[-1]
     threshold = regime_threshold(float(spectrum.sum()), total=1.0, d=d, n=n, noise=noise)
-    share = (threshold - spectrum[0]) / (spectrum[-1] - spectrum[0])
+    share = np.clip((threshold - spectrum[0]) / (spectrum[-1] - spectrum[0]), 0, 1)
     delta = np.sqrt(1 - share) * low + np.sqrt(share) * high
     drawn = random_displacements(delta, n, noise, draws, rng, np.linspace(0.3, 2.0, d) if row_scale else None)
     weighted = drawn * spectrum
