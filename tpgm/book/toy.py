@@ -151,12 +151,13 @@ def accuracy_table(results: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     rows = [f"| method | ID | OOD | OOD: {reference} minus this |", "|---|---:|---:|---:|"]
     for method, pairs in results.items():
         values = np.array(pairs)
-        cells = [_interval(values[:, 0]), _interval(values[:, 1])]
-        cells.append("" if method == reference else _interval(np.array(results[reference])[:, 1] - values[:, 1]))
+        cells = [interval(values[:, 0]), interval(values[:, 1])]
+        cells.append("" if method == reference else interval(np.array(results[reference])[:, 1] - values[:, 1]))
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _interval(values: np.ndarray) -> str:
+def interval(values: np.ndarray) -> str:
+    """Mean and 95 % t-interval of values over seeds, (seeds,), in words."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return f"{values.mean():.1f} ± {half:.1f}"

@@ -11,7 +11,7 @@ from itertools import product
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import lsq_linear
 
 from tpgm.book.linear.problem import Array, LinearProblem, displacement_matrix, layer_slices
@@ -112,22 +112,21 @@ def expected_moments(
     if n > d:
         return q, q + noise**2 * k / (n - d - 1)
     scale = n / (d * (d - 1) * (d + 2))
-    a, b = scale * (d - n), scale * (n * d + d - 2)
-    return n / d * q, a * k * total + b * q + noise**2 * k / d * n / (d - n - 1)
+    mixed, kept = scale * (d - n), scale * (n * d + d - 2)
+    return n / d * q, mixed * k * total + kept * q + noise**2 * k / d * n / (d - n - 1)
 
 
 def regime_threshold(trace: float, *, total: float, d: int, n: int, noise: float) -> float:
     """The OOD excess risk ``‖δ‖²_Σ'`` of the pre-trained model above which full fine-tuning is right (statement 3).
 
-    ``(tr Σ'/d)(S + σ²(d−1)(d+2)/((d−n)(d−n−1)))``: at this value of `squared` the two `expected_moments` are equal.
-    trace: ``tr Σ'``; total: ``S``. Infinite for n > d+1 with noise. Raises ValueError for n = d−1, d or d+1.
+    ``(tr Σ'/d)(S + τ)`` with ``τ = σ²(d−1)(d+2)/((d−n)(d−n−1))`` for n < d−1. trace: ``tr Σ'``; total: ``S``. For
+    n > d+1 it is infinite with noise and 0 without. Raises ValueError for n = d−1, d or d+1.
     """
-    inner, square = expected_moments(0.0, trace, total=total, d=d, n=n, noise=noise)
-    # both moments are affine in ‖δ‖²_Σ'
-    slope_inner, slope_square = expected_moments(1.0, 0.0, total=total, d=d, n=n, noise=noise)
+    if abs(n - d) < 2:
+        raise ValueError(f"n = {n} rows for d = {d} weights: the noise term has an infinite mean unless |n − d| > 1")
     if n > d:
-        return math.inf if square > inner else 0.0
-    return float((square - inner) / (slope_inner - slope_square))
+        return math.inf if noise > 0 else 0.0
+    return trace / d * (total + noise**2 * (d - 1) * (d + 2) / ((d - n) * (d - n - 1)))
 
 
 def common_ratio(problem: LinearProblem, displacement: ArrayLike, ood: bool = False) -> float:
@@ -147,6 +146,37 @@ def common_ratio_risk(problem: LinearProblem, displacement: ArrayLike, ratios: A
     alpha = np.asarray(ratios, dtype=np.float64)
     risk: Array = problem.risk(problem.anchor, ood) + alpha**2 * h.sum() - 2 * alpha * b.sum()
     return risk
+
+
+def shared_radius_risk(radius: ArrayLike, norms: Array, curvature: Array, optima: Array) -> Array:
+    """``Σ_i h_i (min(1, γ/n_i) − α*_i)²``: excess risk of r rows that share the radius γ, as under MARS.
+
+    radius: any shape (…); norms ``n_i > 0``, curvature ``h_i > 0``, optima ``α*_i``: (r,). Returns (…).
+    """
+    kept = np.minimum(1.0, np.asarray(radius, dtype=np.float64)[..., None] / norms)
+    risk: Array = (kept - optima) ** 2 @ curvature
+    return risk
+
+
+def shared_radius_minima(norms: Array, curvature: Array, optima: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Where `shared_radius_risk` has local minima: candidates (…, r) and which of them are minima, (…, r).
+
+    norms, curvature, optima: (…, r), the optima in [0, 1] and not all 0, no two norms equal. The risk is quadratic
+    between neighbouring norms and its slope drops at each, so a minimum lies inside a piece, or is the last norm,
+    beyond which nothing changes.
+    """
+    order = np.argsort(norms, axis=-1)
+    n, h, best = (np.take_along_axis(values, order, axis=-1) for values in (norms, curvature, optima))
+
+    def held(values: Array) -> Array:
+        """Sums over the rows that are still held back in each piece."""
+        return np.cumsum(values[..., ::-1], axis=-1)[..., ::-1]
+
+    vertex = held(h * best / n) / held(h / n**2)
+    start = np.concatenate([np.zeros_like(n[..., :1]), n[..., :-1]], axis=-1)
+    inside = (vertex > start) & (vertex < n)
+    inside[..., -1] = vertex[..., -1] > start[..., -1]
+    return np.minimum(vertex, n), inside
 
 
 def per_layer_gain(h: ArrayLike, b: ArrayLike) -> float:

@@ -52,6 +52,15 @@ def random_trained(rng: np.random.Generator, *, block_diagonal: bool = False) ->
     return Trained(problem, x, y, fine_tune(x, y, problem.anchor) - problem.anchor)
 
 
+def random_rows(rng: np.random.Generator, problems: int, rows: int, width: int = 8) -> tuple[Array, Array, Array]:
+    """L1 norms, curvatures and optima, each (problems, rows), of random rows under one radius, for ``Σ = I``.
+
+    Each row is Gaussian with a log-normal scale, so the curvature is its squared length; optima are uniform on [0, 1].
+    """
+    entries = rng.lognormal(size=(problems, rows, 1)) * rng.standard_normal((problems, rows, width))
+    return np.abs(entries).sum(axis=-1), (entries**2).sum(axis=-1), rng.random((problems, rows))
+
+
 def random_displacements(
     delta: Array, n: int, noise: float, draws: int, rng: np.random.Generator, row_scale: Array | None = None
 ) -> Array:

@@ -115,9 +115,12 @@ def verify_norms(
 ) -> list[Check]:
     """MARS is the operator norm from ∞ to ∞, for a convolution too; and how it compares with the L2 norm.
 
-    norms: computes the row norms, `tpgm.projection.row_norms` unless a test passes a wrong one.
+    The L2 norm bounds the spectral norm of a matrix, and that of a convolution up to the root of the kernel's area: the
+    constant 3×3 kernel shows that the root is needed. norms: computes the row norms, `tpgm.projection.row_norms`
+    unless a test passes a wrong one.
     """
     bounds, attained, stated, conv, conv_stated, compare = [], [], [], [], [], []
+    matrices, kernels = [], []
     for weight, anchor, _ in random_problems(rng, problems, "mars"):
         delta, (r, k) = weight - anchor, weight.shape
         mars, l2 = norms(delta, "mars").max(), norms(delta, "l2").max()
@@ -126,19 +129,34 @@ def verify_norms(
         attained.append((delta @ delta.sign().T).abs().max())
         stated.append(mars)
         compare.append(min(np.sqrt(k) * l2 - mars, np.sqrt(r) * mars - l2))
+        matrices.append(l2 - torch.linalg.matrix_norm(delta, ord=2))
     for _ in range(max(1, problems // 20)):
         kernel = torch.from_numpy(rng.standard_normal((*rng.integers(1, 4, 2), 3, 3)))
-        channels = kernel.shape[1]
-        pixels = torch.eye(channels * 25, dtype=torch.float64).reshape(-1, channels, 5, 5)
-        operator = nn.functional.conv2d(pixels, kernel, padding=1).flatten(1).T
+        operator = convolution_matrix(kernel, side=5)
         conv.append(torch.linalg.matrix_norm(operator, ord=np.inf))
         conv_stated.append(norms(kernel, "mars").max())
+        kernels.append(3 * norms(kernel, "l2").max() - torch.linalg.matrix_norm(operator, ord=2))
+    constant = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    spectral = torch.linalg.matrix_norm(convolution_matrix(constant, side=20), ord=2)
+    kernels.append(3 * norms(constant, "l2").max() - spectral)
+    stretch = (1 + 2 * np.cos(np.pi / 21)) ** 2 / 3
     return [
         inequality("‖Δx‖_∞ ≤ ‖Δ‖_MARS ‖x‖_∞", bounds),
         identity("… attained where x has the signs of a row", attained, stated, trials=problems),
         identity("convolution: operator norm = MARS of the flattened kernel", conv, conv_stated, trials=len(conv)),
         inequality("‖Δ‖_MARS ≤ √k ‖Δ‖₂ and ‖Δ‖₂ ≤ √r ‖Δ‖_MARS", compare),
+        inequality("matrix: ‖Δx‖₂ ≤ ‖Δ‖₂ ‖x‖₂", matrices),
+        inequality("convolution: ‖Δ∗x‖₂ ≤ √(kernel area) ‖Δ‖₂ ‖x‖₂", kernels),
+        identity("constant 3×3 kernel, 20 × 20 pixels: 2.96 ‖Δ‖₂", spectral, stretch * norms(constant, "l2").max()),
     ]
+
+
+def convolution_matrix(kernel: Tensor, side: int) -> Tensor:
+    """The matrix of a convolution with zero padding 1 on images of side × side pixels; kernel (out, in, 3, 3)."""
+    channels = kernel.shape[1]
+    pixels = torch.eye(channels * side**2, dtype=torch.float64).reshape(-1, channels, side, side)
+    matrix: Tensor = nn.functional.conv2d(pixels, kernel, padding=1).flatten(1).T
+    return matrix
 
 
 # --- Euclidean projections

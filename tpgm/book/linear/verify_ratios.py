@@ -21,6 +21,8 @@ from tpgm.book.linear.ratios import (
     ratios_from_radii,
     regime_threshold,
     separable_ratios,
+    shared_radius_minima,
+    shared_radius_risk,
     solve_outer_qp,
     solve_outer_qp_reference,
 )
@@ -30,6 +32,7 @@ from tpgm.book.linear.simulation import (
     layer_moments,
     learn_ratios,
     random_displacements,
+    random_rows,
     random_second_moment,
     random_trained,
 )
@@ -77,13 +80,19 @@ def gradient_descent(trials: int, rng: np.random.Generator, *, weight_decay: flo
 
 
 def radii_are_a_qp(
-    trials: int, rng: np.random.Generator, *, block_diagonal: bool = True, frozen_layer: bool = False
+    trials: int,
+    rng: np.random.Generator,
+    *,
+    block_diagonal: bool = True,
+    frozen_layer: bool = False,
+    noise_in_b: bool = True,
 ) -> list[Check]:
     """Statement 1: radii and ratios are one-to-one, the outer problem is the QP, and separable if Σ is block-diagonal.
 
-    frozen_layer sets ``Δ_1 = 0``; block_diagonal=False takes the closed form where it does not belong.
+    On a sample both H and b are those of the sample. frozen_layer sets ``Δ_1 = 0``; block_diagonal=False takes the
+    closed form where it does not belong; noise_in_b=False leaves the sample's noise out of b, as if only Σ changed.
     """
-    round_trip, risks, gaps, closed, slack = [], [], [], [], []
+    round_trip, risks, samples, gaps, closed, slack = [], [], [], [], [], []
     for _ in range(trials):
         problem, _, _, delta = random_trained(rng)
         if frozen_layer:
@@ -102,6 +111,13 @@ def radii_are_a_qp(
         risk = problem.risk(projected)
         risks.append(abs(at_anchor + _objective(h, b, alpha[0]) - risk) / max(risk, at_anchor))
 
+        x, y = problem.sample(7, rng)
+        columns = np.stack([x[:, block] @ delta[block] for block in problem.layers], axis=1)
+        right = y - x @ problem.anchor if noise_in_b else x @ problem.delta
+        value = np.sum((y - x @ problem.anchor) ** 2) + _objective(columns.T @ columns, columns.T @ right, alpha[0])
+        losses = np.sum((y - x @ projected) ** 2), np.sum((y - x @ problem.anchor) ** 2)
+        samples.append(abs(value - losses[0]) / max(losses))
+
         best = solve_outer_qp(h, b)
         lowest = float(_objective(h, b, best))
         gaps.append(abs(lowest - _objective(h, b, solve_outer_qp_reference(h, b))) / at_anchor)
@@ -113,9 +129,41 @@ def radii_are_a_qp(
     return [
         identity("α ↦ γ ↦ α is the identity on [0, 1]ᴸ", np.max(round_trip), 0, trials=trials),
         identity("risk of the projected model = σ² + δᵀΣδ + αᵀHα − 2bᵀα", np.max(risks), 0, trials=trials),
+        identity("the same on a sample, with the sample's H and b", np.max(samples), 0, trials=trials),
         identity("solver = enumeration of all faces", np.max(gaps), 0, trials=trials),
         inequality("no random ratios beat the solution", slack, rounding=RELATIVE),
         identity("closed form for block-diagonal Σ", np.max(closed), 0, trials=trials),
+    ]
+
+
+def rows_share_one_radius(trials: int, rng: np.random.Generator) -> list[Check]:
+    """Under MARS the rows of a tensor share one radius: the problem in γ is not convex and may have several minima.
+
+    The two-row example by hand, and the minima of random problems against a fine grid.
+    """
+    risk, example = shared_radius_risk, (np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([0.0, 1.0]))
+    where, found = shared_radius_minima(*example)
+    near = np.array([-1e-3, 1e-3])
+    barrier = risk(np.array([1.0]), *example) - 3
+    around = risk((where[found][:, None] + near).ravel(), *example) - 3
+
+    slack, missed = [], []
+    for n, h, best in zip(*random_rows(rng, trials, 4), strict=True):
+        grid = np.linspace(0, n.max(), 400)
+        values = risk(grid, n, h, best)
+        where, found = shared_radius_minima(n, h, best)
+        lowest = risk(where[found], n, h, best)
+        size = max(values)
+        distance = np.abs(where[found][:, None] - n)
+        step = np.where(distance > 0, distance, np.inf).min(axis=1, keepdims=True) / 2  # not across a norm
+        sides = risk((where[found][:, None] + step * [-1, 1]).ravel(), n, h, best).reshape(-1, 2)
+        slack.append(((sides - lowest[:, None]) / size).min())
+        missed.append((values.min() - lowest.min()) / size if lowest.size else -1.0)
+    return [
+        identity("two rows: R(½) = R(2) = 3 of the two minima", risk(np.array([0.5, 2.0]), *example), [3.0, 3.0]),
+        inequality("two rows: both are minima, and R(1) > 3 between them", [*around, *(barrier - 1e-9)]),
+        inequality("random rows: every stated minimum is one", slack, rounding=RELATIVE),
+        inequality("random rows: no radius has less risk than the lowest of them", missed, rounding=RELATIVE),
     ]
 
 
@@ -127,14 +175,16 @@ def ratios_by_distance(
 ) -> list[Check]:
     """Statement 2: both expectations, layer by layer and in the metric ``Σ'``, for n < d−1 and n > d+1.
 
+    Eight weights, so that ``d−n`` and ``d−n−1`` differ by a quarter; without noise, and with noise that dominates.
     row_scale makes the rows anisotropic; stated_rows puts another n into the formulas.
     """
-    sizes, distances, noise = (3, 5, 12), np.array([0.05, 4.0, 1.0]), 0.7
+    sizes, distances = (1, 3, 4), np.array([0.05, 4.0, 1.0])
     d, checks = sum(sizes), []
     delta = layer_delta(distances, sizes, rng)
     root = rng.standard_normal((d, d)) * np.linspace(0.2, 2.0, d)[:, None]
     cov_ood = root @ root.T / d
-    for n, regime in ((8, "n < d−1"), (40, "n > d+1")):
+    cases = ((3, 0.0, "n < d−1, no noise"), (3, 4.0, "n < d−1, mostly noise"), (16, 2.0, "n > d+1"))
+    for n, noise, regime in cases:
         scale = np.linspace(0.3, 2.0, d) if row_scale else None
         drawn = random_displacements(delta, n, noise, draws, rng, scale)
         inner, square = layer_moments(drawn, delta, sizes)
@@ -212,16 +262,16 @@ def id_ood_tradeoff(
 def regime_is_set_by_distance(
     draws: int, rng: np.random.Generator, *, trials: int = 1000, row_scale: bool = False
 ) -> list[Check]:
-    """Statement 3 in expectation, n < d−1: full fine-tuning is right iff ``‖δ‖²_Σ'`` reaches the threshold.
+    """Statement 3 in expectation, n < d−1: full fine-tuning is right iff ``‖δ‖²_Σ'`` reaches ``(tr Σ'/d)(S + τ)``.
 
-    Checked by simulation at the threshold itself, and for the formulas at `trials` random settings. row_scale makes the
-    rows anisotropic.
+    Checked by simulation at the threshold itself, and at `trials` random settings within a hundredth of it or less
+    against the two expectations, which are computed from other formulas. row_scale makes the rows anisotropic.
     """
-    d, n, noise = 20, 8, 0.3
-    spectrum = np.linspace(0.2, 3.0, d)
+    d, n, noise = 8, 3, 0.5
+    spectrum = np.linspace(0.2, 6.0, d)
     low, high = np.eye(d)[0], np.eye(d)[-1]
     threshold = regime_threshold(float(spectrum.sum()), total=1.0, d=d, n=n, noise=noise)
-    share = (threshold - spectrum[0]) / (spectrum[-1] - spectrum[0])
+    share = np.clip((threshold - spectrum[0]) / (spectrum[-1] - spectrum[0]), 0, 1)
     delta = np.sqrt(1 - share) * low + np.sqrt(share) * high
     drawn = random_displacements(delta, n, noise, draws, rng, np.linspace(0.3, 2.0, d) if row_scale else None)
     weighted = drawn * spectrum
@@ -238,12 +288,12 @@ def regime_is_set_by_distance(
         }
         trace = float(rng.lognormal()) * d
         edge = regime_threshold(trace, **setting)
-        squared = edge * float(rng.lognormal())
+        squared = edge * (1 + float(rng.choice([-1, 1]) * 10 ** rng.uniform(-6, -2)))
         inner, square = expected_moments(squared, trace, **setting)
         slack.append(0.0 if (inner >= square) == (squared >= edge) else -1.0)
     return [
         expectation("at the threshold E⟨Δ,δ⟩_Σ' = E‖Δ‖²_Σ'", difference, 0.0),
-        inequality("ratio of expectations ≥ 1 if and only if ‖δ‖²_Σ' ≥ threshold", slack),
+        inequality("E⟨Δ,δ⟩_Σ' ≥ E‖Δ‖²_Σ' if and only if ‖δ‖²_Σ' ≥ (tr Σ'/d)(S + τ)", slack),
     ]
 
 

@@ -23,9 +23,11 @@ from tpgm.book.linear.ratios import (
     outer_qp,
     regime_threshold,
     separable_ratios,
+    shared_radius_minima,
+    shared_radius_risk,
     solve_outer_qp,
 )
-from tpgm.book.linear.simulation import excess_risk, learn_ratios, random_displacements, ratio_curve
+from tpgm.book.linear.simulation import excess_risk, learn_ratios, random_displacements, random_rows, ratio_curve
 from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM_COLOR, book_style
 
 Case = tuple[LinearProblem, Array]  # a problem and the displacement that fine-tuning gave
@@ -57,6 +59,29 @@ def radii_landscape(problem: LinearProblem, displacement: Array) -> Figure:
         )
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         fig.legend(loc="outside lower center", ncols=2)
+        plt.close(fig)
+    return fig
+
+
+def shared_radius(rows: Sequence[int], problems: int, rng: np.random.Generator) -> Figure:
+    """Rows under one radius: the cost of two rows by hand, and how many random problems have several minima."""
+    example = np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([0.0, 1.0])
+    radii = np.linspace(0, 2.4, 241)
+    where, found = shared_radius_minima(*example)
+    counts = [shared_radius_minima(*random_rows(rng, problems, r))[1].sum(axis=-1) for r in rows]
+    shares = [100 * float(np.mean(count > 1)) for count in counts]
+    with book_style():
+        fig, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.6))
+        left.plot(radii, shared_radius_risk(radii, *example), color=ID_COLOR)
+        left.plot(where[found], shared_radius_risk(where[found], *example), "o", color=TPGM_COLOR, markersize=9)
+        for norm in example[0]:
+            left.axvline(norm, color=ANCHOR_COLOR, linestyle=":", linewidth=1.2)
+        left.text(1.03, 4.25, "γ = norm of row 1", color=ANCHOR_COLOR, fontsize=9)
+        left.set(xlabel="radius γ of both rows", ylabel="cost", ylim=(2.5, 4.5), title="two rows, two minima")
+        bars = right.bar([str(r) for r in rows], shares, color=TPGM_COLOR, width=0.6)
+        right.bar_label(bars, fmt="%.0f %%")
+        right.set(xlabel="rows under one radius", ylabel="problems (%)", ylim=(0, 65), title="several minima")
+        right.grid(axis="x", visible=False)
         plt.close(fig)
     return fig
 
