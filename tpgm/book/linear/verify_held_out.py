@@ -488,7 +488,7 @@ def k_models_or_one(trials: int, rng: np.random.Generator, *, few_rows: bool = F
     slack = []
     for _ in range(trials):
         d, k = int(rng.integers(8, 60)), int(rng.integers(2, 9))
-        n = int(rng.integers(d // 2 + 1, d - 1)) if few_rows else int(rng.integers(d + 2, 4 * d + 3))
+        n = int(rng.integers(d // 2 + 2, d - 1)) if few_rows else int(rng.integers(d + 2, 4 * d + 3))
         s, size = float(rng.lognormal()), int(rng.integers(1, d + 1))
         total, noise = s + 0.1, float(rng.lognormal())
         inner, square = expected_moments(s, size, n=n, total=total, d=d, noise=noise)
