@@ -337,7 +337,7 @@ def held_out_curve(
     grid = np.geomspace(layers + 1.3, samples[-1], 300)
     with book_style():
         fig, ax = plt.subplots(figsize=(7.0, 4.3))
-        ax.plot(grid, held_out_excess(lowest, layers, grid), color=ID_COLOR, label="$R(α^⋆)\\,L/(m−L−1)$")
+        ax.plot(grid, held_out_excess(lowest, layers, grid), color=ID_COLOR, label="$R(α^∘)\\,L/(m−L−1)$")
         ax.plot(enough, [drawn.mean() for drawn in unclipped], "o", color=ID_COLOR, label="simulated, not clipped")
         ax.plot(samples, [drawn.mean() for drawn in boxed], "^", color=TPGM_COLOR, label="simulated, in the box")
         ax.axvline(layers + 1, color=ANCHOR_COLOR, linestyle=":", label="m = L + 1")
