@@ -42,8 +42,8 @@ class Pretrained:
     def predict(self, image: Image | Tensor | str | Path, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image, most probable first, with their probabilities in [0, 1].
 
-        image: a PIL image, a file or a (3, H, W) uint8 tensor; a transparent background becomes white, the longer
-        side is cropped. A class without a name is called by its number.
+        image: a PIL image, a file or a (3, H, W) uint8 tensor; files and PIL images are read as those of the training
+        are (`tpgm.data.images.rgb`), the longer side is cropped. A class without a name is called by its number.
         Raises OSError naming a file that is not an image, TypeError for another tensor.
         """
         pixels = image if isinstance(image, Tensor) else _pixels(image, self.preparation.size)
@@ -60,19 +60,10 @@ class Pretrained:
 
 
 def _pixels(image: Image | str | Path, size: int) -> Tensor:
-    from PIL import Image as images
-
     from tpgm.data import resize_and_crop
+    from tpgm.data.images import read_image, rgb
 
-    if isinstance(image, str | Path):
-        try:
-            with images.open(image) as file:
-                image = file.convert("RGBA")
-        except OSError as error:
-            raise OSError(f"cannot read the image {image}: {error}") from error
-    rgba = image.convert("RGBA")
-    on_white = images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    pixels: Tensor = resize_and_crop(size)(on_white)
+    pixels: Tensor = resize_and_crop(size)(read_image(image) if isinstance(image, str | Path) else rgb(image))
     return pixels
 
 

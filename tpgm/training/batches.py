@@ -41,14 +41,20 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 def read(
     data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes."""
+    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes.
+
+    Raises OSError naming an image that cannot be read.
+    """
     held = getattr(data, "images", getattr(data, "tokens", None))
     if held is not None:
         for index in batches:
             yield held[index], data.labels[index]
         return
     generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
-    yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
+    try:
+        yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
+    except OSError as error:  # of a worker process, with its traceback in the message
+        raise OSError(str(error).rstrip().rpartition("\nOSError: ")[2]) from error
 
 
 def share(batches: Iterator[list[int]], rank: int, processes: int, pad: bool = True) -> Iterator[list[int]]:
