@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
-from tpgm.anchor import zero
+from tpgm.anchor import outside_inference, refuse_checkpoint, zero
 from tpgm.projection import Norm
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
@@ -50,6 +50,7 @@ class AnchoredOptimizer(Optimizer):
     _wide: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Iterable[Any], anchor: Anchors, defaults: Group) -> None:
+        outside_inference("an optimizer made")
         params = params if isinstance(params, Tensor) else list(params)
         by_order = not (anchor is None or anchor is False or isinstance(anchor, str | Mapping))
         if by_order and len(params) > 1 and isinstance(params[0], dict):
@@ -242,6 +243,7 @@ def _anchors(group: Group) -> list[Tensor]:
     if isinstance(anchor, Mapping):
         if params and "param_names" not in group:
             raise ValueError("anchors by name need named parameters; pass model.named_parameters() to the optimizer")
+        refuse_checkpoint(anchor)
         if missing := [name for name in labels if name not in anchor]:
             raise ValueError(
                 f"the anchor lacks {', '.join(missing[:5])}; put what has no pre-trained counterpart into a group with "

@@ -18,14 +18,20 @@ def derive(seed: int, *what: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def index_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+def per_epoch(n: int, batch_size: int, least: int = 1) -> int:
+    """How many batches n items make. A last one of fewer than `least` does not count, unless it is the only one."""
+    full, rest = divmod(n, batch_size)
+    return full + (rest >= least) or 1
+
+
+def index_batches(n: int, batch_size: int, seed: int, start: int = 0, least: int = 1) -> Iterator[list[int]]:
     """Endless batches of indices below n, reshuffled every epoch, from batch number `start` on; the last of an epoch
-    may be smaller."""
-    per_epoch = -(-n // batch_size)
-    epoch, first = divmod(start, per_epoch)
+    may be smaller, and is left out if it has fewer than `least` items (see `per_epoch`)."""
+    count = per_epoch(n, batch_size, least)
+    epoch, first = divmod(start, count)
     while True:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
-        for batch in range(first, per_epoch):
+        for batch in range(first, count):
             yield order[batch * batch_size : (batch + 1) * batch_size].tolist()
         epoch, first = epoch + 1, 0
 
