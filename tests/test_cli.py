@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.small import small_data
 from tpgm import models
 from tpgm.cli import main
 from tpgm.models.architectures import Architecture
@@ -173,11 +176,98 @@ def test_an_unexpected_error_is_one_line_too(
     assert printed.count("\n") == 1
 
 
-def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["finetune", "m", "photos", "--out", ""], ["pretrain", "icons-vit", " "]):
-        with pytest.raises(SystemExit):
-            main(arguments)
-        assert "the path is empty" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["finetune", "m", "photos", "--out", ""],
+        ["finetune", "m", "", "--out", "x"],
+        ["finetune", "", "photos", "--out", "x"],
+        ["pretrain", "icons-vit", " "],
+        ["experiment", "seed=1", "--out", ""],
+        ["experiment", "seed=1", "--out", "x", "--store", ""],
+        ["results", ""],
+        ["results", "x", "--plot", ""],
+        ["recipe", "r", "--root", "", "--checkpoint", "c", "--out", "x"],
+        ["recipe", "r", "--root", "d", "--checkpoint", "", "--out", "x"],
+        ["run", ""],
+        ["run", "03_ratios", "--out", ""],
+        ["sweep", "seeds", "--out", " "],
+        ["sweep", "seeds", "--scheduler", "", "--out", "x"],
+    ],
+)
+def test_an_empty_path_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert re.search("the (path|name) is empty: name a file or folder", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune", "m", "photos", "--out", "x", "--out", "y"], "--out is given twice: give it once"),
+        (["finetune", "m", "photos", "--out", "x", "--method", "tpgm", "--meth=lp-ft"], "--method is given twice"),
+        (["pretrain", "icons-vit", "x", "--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["sweep", "seeds", "--out", "x", "--workers", "1", "--workers", "2"], "--workers is given twice"),
+        (["run", "03_ratios", "-p", "seed", "1", "-p", "seed", "2"], "-p has seed twice"),
+        (["experiment", "seed=1", "seed=2", "--out", "x"], "a configuration gives seed twice"),
+        (["experiment", "settings.lr=1", "settings.lr=2", "--out", "x"], "a configuration gives settings.lr twice"),
+        (["experiment", "data=photos", "ood=sk=a,sk=b", "--out", "x"], "ood gives sk twice ('a' and 'b')"),
+        (["experiment", "data=photos", "ood=sk", "--out", "x"], "ood takes NAME=VALUE, got 'sk'"),
+        (["results", "results/text.jsonl", "results/../results/text.jsonl"], "are one file: give it once"),
+    ],
+)
+def test_nothing_that_is_given_twice_is_dropped(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = 0
+    with contextlib.suppress(SystemExit):  # argparse's own end
+        status = main(arguments)
+    assert status in (0, 1)
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["experiment", "seed=1", "--out", "{}"], "choose another file"),
+        (["experiment", "--protocol", "resnet:upstream", "--out", "{}"], "choose another file"),
+        (["pretrain", "icons-vit", "{}.safetensors"], "choose another file"),
+        (["run", "03_ratios", "--out", "{}"], "choose another file"),
+        (["finetune", "m", "photos", "--out", "{}"], "cannot write into"),
+    ],
+)
+@pytest.mark.parametrize("place", ["file/x", "folder"])
+def test_what_cannot_be_written_is_named_before_any_work(
+    arguments: list[str],
+    cure: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.json").mkdir()  # the card's place
+    if place == "folder" and arguments[0] == "finetune":
+        pytest.skip("a folder is what it wants")
+    for work in ("tpgm.book.experiments.experiment.run", "tpgm.book.pretraining.icons_upstream", "tpgm.models.load"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("tpgm.data.image_folder", lambda *_, **__: small_data())
+    target = tmp_path / place
+    assert main([argument.format(target) for argument in arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / place.partition("/")[0]) in line
+    assert cure in line
+
+
+def test_a_row_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tpgm.book.experiments import experiment
+
+    with pytest.raises(OSError, match=r"cannot write /dev/full: No space left.*the row stands on standard output"):
+        experiment.append("/dev/full", {"id": 0.5, "name": "Zürich"})
+    assert json.loads(capsys.readouterr().out) == {"id": 0.5, "name": "Zürich"}
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,7 @@ def test_folder_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"drawings has classes .* horse, zebra"):
         image_folder(photos, {"drawings": drawings})
     (photos / "dog" / "02.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=re.escape(f"{photos / 'dog' / '02.png'} is not a readable image")):
+    with pytest.raises(OSError, match=re.escape(f"cannot read the image {photos / 'dog' / '02.png'}: it is no image")):
         image_folder(photos)
 
 
@@ -177,6 +177,130 @@ def test_an_image_cut_off_within_is_named_when_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(OSError, match=re.escape(f"cannot read the image {path}")):
         data.train[0]
+
+
+# --- which folders are classes, which files are images
+
+
+def flat(root: Path, *folders: str, count: int = 3) -> None:
+    for folder in folders:
+        write_classes(root, [folder], count)
+
+
+@pytest.mark.parametrize("names", [("bus", "car", "train"), ("bus", "test", "train"), ("bus", "test", "train", "val")])
+def test_classes_may_be_called_as_parts_are(tmp_path: Path, names: tuple[str, ...]) -> None:
+    flat(tmp_path, *names)
+    assert image_folder(tmp_path).class_names == names
+
+
+def test_a_class_called_train_may_have_folders_within(tmp_path: Path) -> None:
+    flat(tmp_path, "bus", "train", "train/steam")
+    data = image_folder(tmp_path)
+    assert data.class_names == ("bus", "train")
+    assert sum(p.labels.sum().item() for p in (data.train, data.val, data.id_test)) == 6
+
+
+@pytest.mark.parametrize("other", ["bus", "bus/red"])
+@pytest.mark.parametrize("part", ["train", "Test", "valid"])
+def test_class_folders_in_a_part_beside_other_images_are_refused(tmp_path: Path, part: str, other: str) -> None:
+    flat(tmp_path, f"{part}/cat", f"{part}/dog", other)
+    with pytest.raises(ValueError, match=rf"two ways: {part}/ holds class folders.* images in bus/ too. Keep train"):
+        image_folder(tmp_path)
+
+
+def test_a_folder_without_images_beside_a_split_is_no_class(tmp_path: Path) -> None:
+    flat(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("")
+    assert image_folder(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "valid", "TEST"), ("training", "validation", "testing"), ("train_set", "val-images", "test_data")],
+)
+def test_parts_are_known_by_other_names(tmp_path: Path, train: str, val: str, test: str) -> None:
+    for part, count in {train: 4, val: 3, test: 2}.items():
+        flat(tmp_path, f"{part}/cat", f"{part}/dog", count=count)
+    data = image_folder(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert [len(part) for part in (data.train, data.val, data.id_test)] == [8, 6, 4]
+
+
+def test_a_split_that_lacks_a_part_or_has_one_twice_is_refused(tmp_path: Path) -> None:
+    flat(tmp_path, "train/cat")
+    with pytest.raises(FileNotFoundError, match="has no test/"):
+        image_folder(tmp_path)
+    flat(tmp_path, "test/cat", "val/cat", "valid/cat")
+    with pytest.raises(ValueError, match="has val and valid: keep one"):
+        image_folder(tmp_path)
+    flat(tmp_path / "x", "train", "test")
+    with pytest.raises(ValueError, match="train has no class folders"):
+        image_folder(tmp_path / "x")
+
+
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
+    flat(tmp_path / "elsewhere", "more", "dogs")
+    flat(tmp_path / "photos", "cat")
+    photos = tmp_path / "photos"
+    (photos / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (photos / "dog").symlink_to(tmp_path / "elsewhere" / "dogs")
+    (photos / "cat" / "one.png").symlink_to(photos / "cat" / "00.png")
+    data = image_folder(photos)
+    assert [sum(len(p.paths) for p in (data.train, data.val, data.id_test))] == [10]
+    assert data.class_names == ("cat", "dog")
+    (photos / "cat" / "again").symlink_to(photos / "cat")
+    (photos / "dog" / "all").symlink_to(photos)
+    (photos / "cat" / "most").symlink_to(tmp_path / "elsewhere" / "more")
+    (photos / "cat" / "gone.png").symlink_to(photos / "nothing.png")
+    with pytest.warns(UserWarning, match=r"4 files or folders are left out: 3 links to a folder .*, 1 broken links"):
+        again = image_folder(photos)
+    assert again.train.paths == data.train.paths
+
+
+def test_endings_that_are_read(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    (tmp_path / "cat").mkdir()
+    for name, kind in {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.JPG": "JPEG", "d.avif": "AVIF", "e.WebP": "WEBP"}.items():
+        image.save(tmp_path / "cat" / name, format=kind)
+    data = image_folder(tmp_path)
+    assert sum(map(len, (data.train, data.val, data.id_test))) == 5
+
+
+def test_everything_left_out_is_counted_in_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpgm.data.folders.readable", lambda suffix: suffix == ".png")  # a Pillow that reads no more
+    flat(tmp_path / "photos", "cat", "dog")
+    flat(tmp_path / "drawings", "cat")
+    cat = tmp_path / "photos" / "cat"
+    for name in ("1.heic", "2.HEIC", "notes.txt", "LICENCE", ".hidden.png", "Thumbs.db", ".DS_Store"):
+        (cat / name).write_bytes(b"")
+    write_image(cat / ".thumbnails" / "00.png")
+    write_image(tmp_path / "photos" / "no-class.png")
+    write_image(tmp_path / "drawings" / "no-class.png")
+    (tmp_path / "drawings" / "cat" / "more.txt").write_text("")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        image_folder(tmp_path / "photos", {"drawn": tmp_path / "drawings"})
+    (message,) = {str(w.message) for w in caught}
+    assert message == (
+        f"{tmp_path / 'photos'}: 9 files or folders are left out: 2 outside the class folders, 2 hidden, 2 .heic that "
+        "Pillow cannot read here (pip install pillow-heif), 2 .txt, 1 without an ending"
+    )
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_class_of_unreadable_files_says_what_they_are(tmp_path: Path) -> None:
+    flat(tmp_path, "dog")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.raw").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cat has no images .*; left out: 1 \.raw"):
+        image_folder(tmp_path)
+
+
+def test_an_ood_test_is_not_called_as_a_part_is(tmp_path: Path) -> None:
+    flat(tmp_path, "cat")
+    with pytest.raises(ValueError, match="'val' is a part of the ID data: give the OOD test another name"):
+        image_folder(tmp_path, {"val": tmp_path})
 
 
 # --- DomainNet

@@ -18,7 +18,7 @@ from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.full_scale import RECIPES, placed
 from tpgm.book.experiments.icon_studies import BESIDE, TRIED, beside
 from tpgm.book.experiments.study import SEEDS, Entry, Study
-from tpgm.book.notebook import markdown
+from tpgm.book.notebook import Markup, markdown
 from tpgm.book.plots import comparison as plots
 from tpgm.cli import main
 from tpgm.methods import options
@@ -399,14 +399,16 @@ def test_tables_of_depth_kind_and_differences(row: experiment.Row) -> None:
 
 
 def test_a_frame_has_one_form_and_no_html_reaches_a_page() -> None:
-    lines = [["<img onerror=x>", 1234, 0.25, None, variants.mean([0.5])], ["a|b", 5, math.nan, "**1.0**", "2 of 3"]]
+    lines = [["<img onerror=x>", 1234, 0.25, None, variants.mean([0.5])]]
+    lines += [["a|b", 5, math.nan, Markup("**1.0** <b> | c"), "2 of 3"], ["[x](http://y) $z$", 6, 0.5, "**1**", "\n"]]
     frame = pd.DataFrame(lines, columns=["1 name", "n", "x", "y", "z"], dtype=object)
     frame.attrs = {"digits": 2, "note": "so"}
     assert markdown(frame).splitlines() == [
         "| 1 name | n | x | y | z |",
         "|---|---:|---:|---:|---:|",
-        "| &lt;img onerror=x> | 1,234 | 0.25 | – | 50.0 |",
-        "| a\\|b | 5 | – | **1.0** | 2 of 3 |",
+        "| &lt;img onerror=x&gt; | 1,234 | 0.25 | – | 50.0 |",
+        "| a\\|b | 5 | – | **1.0** &lt;b> \\| c | 2 of 3 |",
+        "| &#91;x&#93;(http://y) &#36;z&#36; | 6 | 0.50 | &#42;&#42;1&#42;&#42; |  |",
         "",
         "so",
     ]

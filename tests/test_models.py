@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tpgm
+from benchmarks.damage import changes
 from tests.trees import moco_layout, spread
 from tpgm.book.zero_shot import prompts, spoken
 from tpgm.data.preparation import Preparation
+from tpgm.interpolation import interpolate
 from tpgm.models import OFFLINE, Architecture, Pretrained, load, save
 from tpgm.models.architectures import Tower
 from tpgm.models.checkpoints import from_clip_resnet
@@ -25,7 +30,9 @@ from tpgm.names import aliases, matches
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
+safetensors = pytest.importorskip("safetensors")
 safetensors_torch = pytest.importorskip("safetensors.torch")
+load_file, save_file = safetensors_torch.load_file, safetensors_torch.save_file
 
 TINY = Architecture("icons-vit", {"size": 16, "width": 16, "depth": 1, "heads": 2})
 
@@ -158,11 +165,117 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match=r"m\.safetensors: No space left"):
         save(path, start, TINY.build(3))
+    monkeypatch.undo()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("given", [None, TINY])
+def test_a_damaged_file_is_not_loaded(tmp_path: Path, given: Architecture | None) -> None:
+    path = tmp_path / "m.safetensors"
+    start = tiny()
+    save(path, start, start.model, notes={"sha256": "0" * 64, "said": 'of "sha256": "' + "f" * 64 + '"'})
+    load(path, architecture=given)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    draw = random.Random(0)
+    damaged = list(changes(whole, header, 30, draw))
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            pytest.fail(f"change {number} was accepted: {load(path, architecture=given).name}")
+    path.write_bytes(damaged[0])
+    with pytest.raises(ValueError, match="is damaged: its checksum is wrong; write it anew, or take another copy"):
+        load(path)
+
+
+def test_files_without_a_checksum_are_loaded(tmp_path: Path) -> None:
+    """The first format's, which the shipped weights have, and other people's."""
+    start, path = tiny(), tmp_path / "m.safetensors"
+    save(path, start, start.model)
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["tpgm"])
+    tensors = load_file(path)
+    del about["sha256"], about["versions"]
+    save_file(tensors, path, metadata={"tpgm": json.dumps({**about, "format": 1})})
+    assert torch.equal(load(path).model.head.weight, tensors["head.weight"])
+    save_file(tensors, path)
+    assert torch.equal(load(path, architecture=TINY).model.head.weight, tensors["head.weight"])
+    save_file(tensors, path, metadata={"tpgm": json.dumps({**about, "format": 2})})
+    with pytest.raises(ValueError, match="is damaged: its checksum is wrong"):
+        load(path)
+    save_file(tensors, path, metadata={"tpgm": json.dumps({**about, "format": 3})})
+    with pytest.raises(ValueError, match="has format 3, this version of tpgm reads 2: update tpgm"):
+        load(path)
+
+
+class Versioned(nn.Module):
+    """Weights that an earlier version of the class kept as logarithms."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1)[:, :2])
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *more: Any) -> None:
+        if metadata["version"] == 1:
+            state[f"{prefix}head.weight"] = state[f"{prefix}head.weight"].exp()
+        super()._load_from_state_dict(state, prefix, metadata, *more)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_versions_of_modules_go_along(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Versioned()
+    start = Pretrained("v", model, {}, (), Preparation(4, (0.5,) * 3, (0.5,) * 3), "head")
+    state = model.state_dict()
+    state._metadata[""]["version"] = version
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "m.pth")
+    monkeypatch.setattr(Versioned, "_version", version)
+    save(tmp_path / "m.safetensors", start, model)
+    monkeypatch.undo()
+    expected = model.head.weight.exp() if version == 1 else model.head.weight
+    for name in ("m.pth", "m.safetensors"):
+        assert torch.equal(load(tmp_path / name, architecture=Versioned()).model.head.weight, expected), name
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_mnasnet_comes_back_with_its_version(tmp_path: Path, classes: int | None) -> None:
+    kind = Architecture("torchvision/mnasnet0_5")
+    model = kind.build(3).eval()
+    model.load_state_dict(state := model.state_dict())
+    start = Pretrained("m", model, {}, (), Preparation(32, (0.5,) * 3, (0.5,) * 3), "classifier.1", None, kind)
+    save(tmp_path / "m.safetensors", start, model)
+    torch.save(state, tmp_path / "m.pth")
+    save_file(state, tmp_path / "foreign.safetensors")
+    for name, architecture in {"m.safetensors": None, "m.pth": kind, "foreign.safetensors": kind}.items():
+        found = load(tmp_path / name, classes, architecture=architecture)
+        assert found.model.state_dict()._metadata == state._metadata
+        halfway = interpolate(found.model, {**model.state_dict()}, 0.5, exclude=["classifier.*"] if classes else [])
+        assert torch.equal(halfway.layers[0].weight, model.layers[0].weight)
+        assert halfway.state_dict()._metadata == state._metadata
+
+
+def test_averaged_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    raw, averaged = TINY.build(3).state_dict(), TINY.build(3).state_dict()
+    path = tmp_path / "last.pth.tar"
+    torch.save({"epoch": 3, "state_dict_ema": averaged, "optimizer": {"state": {}}}, path)
+    assert torch.equal(load(path, architecture=TINY).model.head.weight, averaged["head.weight"])
+    torch.save({"epoch": 3, "state_dict": raw, "state_dict_ema": averaged}, path)
+    with pytest.warns(
+        UserWarning, match="holds state_dict and state_dict_ema: state_dict is taken; for another"
+    ) as told:
+        assert torch.equal(load(path, architecture=TINY).model.head.weight, raw["head.weight"])
+    assert told[0].filename == __file__
+    torch.save({"epoch": 3, "swa": raw}, path)
+    with pytest.raises(ValueError, match="holds no tensors by name, only 'epoch', 'swa': save the state dict alone"):
+        load(path, architecture=TINY)
 
 
 def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:

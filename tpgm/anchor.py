@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from tpgm._engine.layout import place
 from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
 
+Model = TypeVar("Model", bound=nn.Module)
 Anchor = nn.Module | Mapping[str, Tensor] | Literal["zero"]
 
 
@@ -32,11 +34,48 @@ def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | 
         anchor = unwrap(anchor).state_dict()
     elif not isinstance(anchor, Mapping):
         raise TypeError(f"anchor must be a module, a state dict or 'zero', got {anchor!r:.80}")
+    refuse_checkpoint(anchor)
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
     if named and not own and all(name.startswith("module.") for name in named):
         named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
     return named
+
+
+def refuse_checkpoint(anchor: Mapping[str, Any]) -> None:
+    """Raise ValueError for a mapping that holds state dicts besides other things, naming them."""
+    inner = [n for n, v in anchor.items() if isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
+    if inner:
+        raise ValueError(
+            f"the anchor is a whole checkpoint, its tensors stand below {' and '.join(map(repr, inner[:5]))}: give one "
+            f"of these, such as checkpoint[{inner[0]!r}]"
+        )
+
+
+def outside_inference(what: str) -> None:
+    """Raise RuntimeError inside ``torch.inference_mode``, where nothing can be made that takes part in training."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{what} inside torch.inference_mode() could never be used in training: make it outside")
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy. Raises ValueError naming tensors that are computed from parameters, which torch does not copy."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        computed = [
+            f"{name}.{key}".lstrip(".")
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor) and not value.is_leaf
+        ]
+        if not computed:
+            raise
+        raise ValueError(
+            f"the model cannot be copied: {', '.join(computed[:5])} is computed from other tensors. Make it a plain "
+            "parameter (after pruning torch.nn.utils.prune.remove, else remove_weight_norm, remove_spectral_norm), or "
+            "take torch.nn.utils.parametrizations; an activation that the model keeps must be detached"
+        ) from error
 
 
 def match_anchor(
@@ -61,6 +100,8 @@ def match_anchor(
         tensor = found[name] = given[same[0]]
         if tensor.shape != parameters[name].shape:
             misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
+        elif tensor.is_meta or parameters[name].is_meta:
+            misfits.append(f"{name}: on the device meta, without numbers; load the weights first")
         elif not tensor.is_floating_point():
             misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
         elif not parameters[name].is_floating_point():

@@ -34,6 +34,20 @@ def with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
     return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
 
 
+@contextmanager
+def more_than_one() -> Iterator[None]:
+    """What torch says of BatchNorm in train mode on one image alone, with what can be done."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"BatchNorm in train mode cannot take the statistics of one image alone ({error}): choose a batch size "
+            "that leaves no batch of one, drop_last=True in a DataLoader, or keep BatchNorm in eval mode"
+        ) from error
+
+
 @torch.no_grad()
 def reestimate(model: nn.Module, batches: Batches) -> None:
     """Replace running statistics by the mean over `batches` of each batch's own mean and variance, in place.
@@ -46,7 +60,8 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     count of batches are afterwards as they were, and so are the statistics of a module that no pass reached. A model
     without running statistics is left alone. Under DistributedDataParallel every process estimates from its own
     batches. As ``torch.optim.swa_utils.update_bn`` (stochastic weight averaging, arXiv 1803.05407), without dropout.
-    Raises ValueError if no batch came; then, and if a pass raises, the statistics are as before.
+    Raises ValueError if no batch came, or one of a single image to a BatchNorm that sees no more of it; then, and if a
+    pass raises, the statistics are as before.
     """
     modules = with_statistics(model)
     if not modules:
@@ -62,10 +77,11 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
                     m.num_batches_tracked = torch.zeros((), dtype=torch.long, device=m.running_mean.device)  # type: ignore[union-attr]
                 m.momentum = None  # the cumulative mean
                 m.reset_running_stats()
-            if callable(batches):
-                batches()
-            else:
-                _forward_passes(model, batches)
+            with more_than_one():
+                if callable(batches):
+                    batches()
+                else:
+                    _forward_passes(model, batches)
         counts = [m.num_batches_tracked for m in modules]
         reached = [count is not None and bool(count > 0) for count in counts]
         if not any(reached):
@@ -115,7 +131,8 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         for m in modules:
             m.train()
         try:
-            yield
+            with more_than_one():
+                yield
         finally:
             for m in modules:
                 m.eval()

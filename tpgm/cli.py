@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpgm import __version__
 
@@ -46,8 +46,26 @@ def _one_line(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; the same command with --debug shows where, please report it"
 
 
+class _Once(argparse._StoreAction):
+    """An option's value; an option that is given twice is refused, where argparse would drop the first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given_once", set())
+        if option_string and self.dest in given:
+            parser.error(f"{option_string} is given twice: give it once")
+        given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tpgm",
         description="Robust fine-tuning: TPGM, its relatives and the baselines.",
         epilog="Example: tpgm finetune icons-resnet icons --method tpgm-end --set epochs=3 --out runs/first",
@@ -64,8 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Examples: tpgm finetune efficientnet-lite0 icons --size 64 --method lp-ft --out runs/lp-ft; "
         "tpgm finetune timm/resnet50 photos/ --ood sketches=drawings/ --method tpgm --set norm=l2 --out runs/mine",
     )
-    finetune.add_argument("model", help="a name or file that tpgm.models.load knows")
-    finetune.add_argument("data", help="'icons', 'icons:STYLE' (the ID style), or a folder of class folders")
+    finetune.add_argument("model", type=filled, help="a name or file that tpgm.models.load knows")
+    finetune.add_argument(
+        "data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of class folders"
+    )
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
@@ -174,11 +194,18 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
+def filled(text: str, what: str = "name") -> str:
+    """The text of an argument. Raises argparse.ArgumentTypeError for an empty one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"the {what} is empty: name a file or folder, '.' for this one, or leave it out"
+        )
+    return text
+
+
 def path(text: str) -> Path:
     """A path from an argument. Raises argparse.ArgumentTypeError for an empty one."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty: name a file or folder, '.' for this one")
-    return Path(text)
+    return Path(filled(text, "path"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,15 @@ from tpgm._engine.sharded import (
     reshard,
     several_processes,
 )
-from tpgm.anchor import Anchor, anchor_tensors, check_floating, match_anchor, refuse_shared, zero
+from tpgm.anchor import (
+    Anchor,
+    anchor_tensors,
+    check_floating,
+    match_anchor,
+    outside_inference,
+    refuse_shared,
+    zero,
+)
 from tpgm.buffers import (
     Batches,
     Buffers,
@@ -95,7 +103,8 @@ class TPGM:
     models); weights may be of any floating-point type.
     Raises ValueError for an anchor that does not fit or shares memory with the model, a pattern that matches nothing,
     an unknown norm, unit, start or word for buffers, a negative or non-finite lr, penalty or tv, or a model with
-    nothing to constrain. Once made, its methods raise RuntimeError if the model has got other parameters.
+    nothing to constrain, RuntimeError inside ``torch.inference_mode``. Once made, its methods raise RuntimeError if the
+    model has got other parameters.
     """
 
     def __init__(
@@ -116,6 +125,7 @@ class TPGM:
         keep_copy: bool = True,
         buffers: Buffers | None = None,
     ) -> None:
+        outside_inference("a TPGM made")
         check_norm(norm)
         if buffers is not None:
             check_buffers(buffers)

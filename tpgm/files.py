@@ -106,6 +106,17 @@ def unsealed(content: bytes, what: str) -> dict[str, Any]:
     return found
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of `path`, and raise OSError, with the cure, unless a file can be written there: to be called
+    before hours are spent on what the file shall hold."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; choose another file") from error
+
+
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Make `folder`, check that files can be written there, and keep other runs out while the context lasts.

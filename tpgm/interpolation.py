@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tpgm.anchor import anchor_tensors, match_anchor, refuse_shared
+from tpgm.anchor import Model, anchor_tensors, copy_of, match_anchor, refuse_shared
 from tpgm.buffers import Batches, Buffers, FollowingBuffers, check_buffers, reestimate
 from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -38,9 +34,10 @@ def interpolate(
     with the interpolated weights, by `tpgm.buffers.reestimate`. None, the default, is "move" where the anchor has
     buffers, which is what averaging two state dicts does.
 
-    Raises ValueError for an anchor that does not fit or shares memory with the model, a pattern that matches nothing,
-    an alpha that is not finite or has other names, an unknown word for buffers, or batches missing or given in vain;
-    TypeError for an anchor of another kind.
+    Of a parametrized module (``torch.nn.utils.parametrizations``) the tensors behind its weight are interpolated.
+    Raises ValueError for an anchor that does not fit or shares memory with the model, a model that cannot be copied, a
+    pattern that matches nothing, an alpha that is not finite or has other names, an unknown word for buffers, or
+    batches missing or given in vain; TypeError for an anchor of another kind.
     """
     ratios = alpha if isinstance(alpha, Mapping) else {"alpha": alpha}
     if bad := {name: ratio for name, ratio in ratios.items() if not math.isfinite(ratio)}:
@@ -62,7 +59,7 @@ def interpolate(
         ratios = dict.fromkeys(names, alpha)
     elif differing := ratios.keys() ^ set(names):
         raise ValueError(f"alpha must name each parameter with an anchor and no other; differing: {_some(differing)}")
-    result = copy.deepcopy(model)
+    result = copy_of(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():
         targets[name].lerp_(tensor.to(targets[name]), 1.0 - ratios[name])

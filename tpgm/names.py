@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
@@ -13,6 +14,21 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 # segments that torch's wrappers put into parameter names
 _WRAPPER_SEGMENTS = ("_orig_mod", "_checkpoint_wrapped_module")
 NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+# what can begin HTML, a link, an image, emphasis, code or a formula; between letters "_" and "&" begin nothing
+_SPECIAL = re.compile(r"[<>\\`*\[\]$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+
+
+def in_markdown(text: str) -> str:
+    """A name as it is, in Markdown and in a cell of its tables: nothing of it is taken for markup."""
+    safe = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    return safe.replace("&#60;", "&lt;").replace("&#62;", "&gt;").replace("|", "\\|")
+
+
+def in_figure(text: str) -> str:
+    """A name as it is, in a figure of matplotlib: no formula, and in legends although it begins with "_"."""
+    return f"{' ' * text.startswith('_')}{text}".replace("$", "\\$")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 
 from tpgm.constraint import TPGM
 from tpgm.files import write_aside
-from tpgm.names import aliases, blocks, kinds
+from tpgm.names import aliases, blocks, in_figure, kinds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,8 @@ def ratios_by_depth(ratios: Mapping[str, float], model: nn.Module, title: str = 
         for kind, color, marker in zip(dict.fromkeys(of[name] for name in names), _COLORS, "osD^v", strict=False):
             index = [i for i, name in enumerate(names) if of[name] == kind]
             axes.plot(index, [ratios[names[i]] for i in index], marker, color=color, label=kind, markersize=5)
-        axes.set(xlabel="parameter tensor, from input to output", ylabel="ratio", ylim=(-0.03, 1.03), title=title)
+        axes.set(xlabel="parameter tensor, from input to output", ylabel="ratio", ylim=(-0.03, 1.03))
+        axes.set_title(in_figure(title))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5, columnspacing=1.2, handletextpad=0.2)
         plt.close(figure)
     return figure

@@ -46,7 +46,14 @@ def fits(written: Tensor, *read: Tensor | None) -> bool:
 
 
 def check_parameter(name: str, p: Tensor) -> None:
-    """Raise ValueError, with the name, for what cannot be stepped in place: not strided, or memory used twice."""
+    """Raise ValueError, with name and cure, for what cannot be stepped in place: not strided, memory used twice, no
+    numbers, or made in inference mode."""
+    if p.is_meta:
+        raise ValueError(f"{name} is on the device meta and has no numbers: load the weights first")
+    if p.is_inference():
+        raise ValueError(
+            f"{name} was made inside torch.inference_mode() and can never be trained: make the model outside of it"
+        )
     if p.layout != torch.strided:
         raise ValueError(f"{name} has the layout {p.layout}; only dense parameters can be constrained: call to_dense()")
     if _repeats(p):

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.cli import pairs, path
+from tpgm.cli import filled, pairs, path
+from tpgm.files import require_writable
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -29,9 +30,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     experiment.add_argument("--label", action="append", default=[], help="of the study: these labels only")
     experiment.add_argument(
-        "--out", type=Path, required=True, help="file of JSON lines; what has a row is not run again"
+        "--out", type=path, required=True, help="file of JSON lines; what has a row is not run again"
     )
-    experiment.add_argument("--store", type=Path, help="folder where stages that several methods share are kept")
+    experiment.add_argument("--store", type=path, help="folder where stages that several methods share are kept")
     experiment.add_argument("--quiet", action="store_true", help="no progress bars")
     experiment.set_defaults(run=_experiment)
 
@@ -41,9 +42,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         help="show result rows as a table, CSV or figure",
         epilog="Example: tpgm results results/resnet-*.jsonl --csv > rows.csv",
     )
-    results.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
+    results.add_argument("files", nargs="+", type=path, help="files of JSON lines")
     results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
-    results.add_argument("--plot", type=Path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
+    results.add_argument("--plot", type=path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
     results.set_defaults(run=_results)
 
     pretrain = commands.add_parser(
@@ -66,9 +67,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         epilog="Example: tpgm recipe domainnet-clip-rn50 --root data/domainnet --checkpoint RN50.pt --out rows.jsonl",
     )
     recipe.add_argument("recipe", help="a name of tpgm.book.experiments.full_scale.RECIPES")
-    recipe.add_argument("--root", type=Path, required=True, help="folder of the data's official layout")
-    recipe.add_argument("--checkpoint", required=True, help="file of the recipe's weights")
-    recipe.add_argument("--out", type=Path, required=True, help="file of JSON lines; what it has is not run again")
+    recipe.add_argument("--root", type=path, required=True, help="folder of the data's official layout")
+    recipe.add_argument("--checkpoint", type=filled, required=True, help="file of the recipe's weights")
+    recipe.add_argument("--out", type=path, required=True, help="file of JSON lines; what it has is not run again")
     recipe.add_argument("--method", action="append", default=[], help="these methods only")
     recipe.add_argument("--seed", type=int, default=0)
     recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
@@ -97,11 +98,13 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         epilog="Examples: tpgm run 03_ratios -p profile full -p seed 3 --out ratios.ipynb; "
         "tpgm run 03_ratios --parameters; tpgm run",
     )
-    run.add_argument("notebook", nargs="?", help="a chapter's name or a file; without it the chapters are listed")
+    run.add_argument(
+        "notebook", nargs="?", type=filled, help="a chapter's name or a file; without it the chapters are listed"
+    )
     run.add_argument(
         "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
     )
-    run.add_argument("--out", help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
+    run.add_argument("--out", type=filled, help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
     run.add_argument("--parameters", action="store_true", help="list the notebook's parameters, run nothing")
     run.add_argument(
         "--limit",
@@ -121,14 +124,17 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         "tpgm sweep grid.yaml --out s3://bucket/grid --scheduler tcp://10.0.0.5:8786. "
         "What is done is skipped: call it again after a crash.",
     )
-    sweep.add_argument("grid", help="a YAML file, or the name of a grid that comes with the package")
-    sweep.add_argument("--out", help="folder or fsspec URL of the results (needed unless --list)")
+    sweep.add_argument("grid", type=filled, help="a YAML file, or the name of a grid that comes with the package")
+    sweep.add_argument("--out", type=filled, help="folder or fsspec URL of the results (needed unless --list)")
     sweep.add_argument("--profile", help="a profile of the grid: smoke, quick, full or its own")
     sweep.add_argument(
         "--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)"
     )
     sweep.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, or its JSON file (default: this machine)"
+        "--scheduler",
+        type=filled,
+        metavar="ADDRESS",
+        help="of a Dask cluster, or its JSON file (default: this machine)",
     )
     sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
     sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
@@ -168,6 +174,7 @@ def _experiment(args: argparse.Namespace) -> None:
         print(f"{count} runs, rows in {args.out}")
         return
     config = experiment.parse(pairs(args.config, "a configuration"))
+    require_writable(args.out)
     rows = experiment.read(args.out) if args.out.exists() else []
     if not experiment.missing([config], rows):
         print(f"{args.out} has this row already")
@@ -182,6 +189,9 @@ def _results(args: argparse.Namespace) -> None:
     from tpgm.book.experiments import experiment, frames, variants
     from tpgm.book.notebook import markdown
 
+    real = [file.resolve() for file in args.files]
+    if twice := [str(file) for file, of in zip(args.files, real, strict=True) if real.count(of) > 1]:
+        raise ValueError(f"{' and '.join(twice)} are one file: give it once, or its rows count twice")
     rows = experiment.read(*args.files)
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, args.files))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -10,7 +11,9 @@ from tpgm.book.icon_benchmark.designers import SPLITS, designer
 from tpgm.book.icon_benchmark.iconify import IconSet
 from tpgm.book.icon_benchmark.icons import IconCollection
 from tpgm.book.icon_benchmark.render import DOMAINS
+from tpgm.book.notebook import Markup
 from tpgm.data.splits import DataSplits
+from tpgm.names import in_markdown
 from tpgm.training.evaluate import Accuracy
 
 
@@ -18,11 +21,10 @@ def licence_table(sets: Iterable[IconSet]) -> pd.DataFrame:
     """Icon sets: name, author, licence, both with their links, and the number of icons used."""
 
     def cell(text: str, link: str = "") -> str:
-        text = text.replace("[", "\\[").replace("]", "\\]")
-        return f"[{text}]({link})" if link.startswith("http") else text
+        return Markup(f"[{in_markdown(text)}]({link})") if re.fullmatch(r"https?://[^\s<>()]+", link) else text
 
     lines = [(cell(s.name), cell(s.author, s.url), cell(s.license, s.license_url), s.count) for s in sets]
-    return pd.DataFrame(lines, columns=["set", "author", "licence", "icons"])
+    return pd.DataFrame(lines, columns=["set", "author", "licence", "icons"], dtype=object)
 
 
 def icon_table(data: IconCollection) -> pd.DataFrame:

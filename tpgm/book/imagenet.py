@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tpgm.data.folders import class_folders, labelled_images, resize_and_crop, same_classes, split_off, thin
+from tpgm.data.folders import class_folders, labelled_images, resize_and_crop, same_classes, split_off, thin, warn_of
 from tpgm.data.splits import DataSplits, ImageFiles
 
 # name -> folder inside root, what to download
@@ -59,21 +60,27 @@ def imagenet(
     for folder, archive in [*_ID.items(), *(SHIFTS[name] for name in ood)]:
         if not (root / folder).is_dir():
             raise FileNotFoundError(f"{root / folder} is missing: download {archive} and unpack it to {root / folder}")
-    wnids = class_folders(root / "train")
-    train, val = split_off(thin(labelled_images(root / "train", wnids), root, fraction, seed), root, val_share, seed)
+    left = Counter[str]()
+    wnids = class_folders(root / "train", left)
+    every = labelled_images(root / "train", wnids, left)
+    train, val = split_off(thin(every, root, fraction, seed), root, val_share, seed)
     transform = transform or resize_and_crop()
-    return DataSplits(
+    found = DataSplits(
         name="imagenet",
         id_domain="imagenet",
         class_names=tuple(wnids),
         train=ImageFiles(*train, train_transform or transform),
         val=ImageFiles(*val, transform),
-        id_test=ImageFiles(*same_classes(root / "val", wnids), transform),
-        ood_tests={name: _shifted(root / SHIFTS[name][0], wnids, name == "v2", transform) for name in ood},
+        id_test=ImageFiles(*same_classes(root / "val", wnids, left), transform),
+        ood_tests={name: _shifted(root / SHIFTS[name][0], wnids, name == "v2", transform, left) for name in ood},
     )
+    warn_of(left, root)
+    return found
 
 
-def _shifted(folder: Path, wnids: Sequence[str], numbered: bool, transform: Callable[[Any], Any]) -> ImageFiles:
-    paths, labels = same_classes(folder, [str(k) for k in range(len(wnids))] if numbered else wnids)
+def _shifted(
+    folder: Path, wnids: Sequence[str], numbered: bool, transform: Callable[[Any], Any], left: Counter[str]
+) -> ImageFiles:
+    paths, labels = same_classes(folder, [str(k) for k in range(len(wnids))] if numbered else wnids, left)
     occurring = sorted(set(labels))
     return ImageFiles(paths, labels, transform, torch.tensor(occurring) if len(occurring) < len(wnids) else None)

@@ -10,8 +10,20 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from tpgm.names import in_markdown
+
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Markup(str):
+    """Markdown that is meant: `markdown` leaves it as it is, except for HTML."""
+
+
+def code(text: object) -> Markup:
+    """A name or value as code."""
+    return Markup("`{}`".format(str(text).replace("`", "'")))
+
 
 PROFILES = ("smoke", "quick", "full")
 _FIGURE = re.compile(r"(\*\*)?[-−–]?[\d–]")  # a number, perhaps in bold
@@ -57,7 +69,8 @@ def markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table, without its index: columns of figures on the right, "–" for what
     is absent.
 
-    Of ``frame.attrs``: digits (1): decimals of floats; note: a line below. Texts may hold Markdown, but no HTML.
+    Of ``frame.attrs``: digits (1): decimals of floats; note: a line below. Texts are shown as they are, a `Markup` as
+    Markdown without HTML.
     """
     digits = frame.attrs.get("digits", 1)
     cells = [[_text(cell, digits) for cell in row] for row in frame.itertuples(index=False, name=None)]
@@ -76,7 +89,9 @@ def _text(cell: Any, digits: int) -> str:
         return f"{cell:.{digits}f}"
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
-    return str(cell).replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+    if isinstance(cell, Markup):
+        return cell.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+    return in_markdown(str(cell))
 
 
 def show(*parts: str | pd.DataFrame) -> Any:

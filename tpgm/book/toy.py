@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tpgm.constraint import TPGM
+from tpgm.names import in_markdown
 from tpgm.projection import row_norms
 
 Points = tuple[Tensor, Tensor]  # coordinates (n, 2) float32, labels (n,) int64
@@ -148,12 +149,12 @@ def accuracy_table(results: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     results: by method, one (ID, OOD) pair in percent for each of at least two seeds, the same seeds for all.
     """
     *_, reference = results
-    rows = [f"| method | ID | OOD | OOD: {reference} minus this |", "|---|---:|---:|---:|"]
+    rows = [f"| method | ID | OOD | OOD: {in_markdown(reference)} minus this |", "|---|---:|---:|---:|"]
     for method, pairs in results.items():
         values = np.array(pairs)
         cells = [interval(values[:, 0]), interval(values[:, 1])]
         cells.append("" if method == reference else interval(np.array(results[reference])[:, 1] - values[:, 1]))
-        rows.append(f"| {method} | {' | '.join(cells)} |")
+        rows.append(f"| {in_markdown(method)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpgm.data.images import SUFFIXES, check_header, readable
 from tpgm.data.splits import DataSplits, ImageFiles, hold_out, label_fraction
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_PART = re.compile(
+    "(?P<train>train(ing)?)|(?P<val>val(id(ation)?)?|dev|eval(uation)?)|(?P<test>test(ing)?)", re.IGNORECASE
+)
+_KIND = re.compile("([ _-]?(set|data|images|split))?", re.IGNORECASE)  # may follow, as in "training_set"
+_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")  # are no one's images
 
 
 def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
@@ -34,38 +43,45 @@ def image_folder(
     """Your own images: one folder of ID images, and folders of OOD images of the same classes, each under a name.
 
     id_folder holds one folder per class (split here, class by class, by `val_share` and `test_share`), or the folders
-    "train", "val" and "test" with the classes inside ("val" may be missing and is then held out from "train").
-    Classes are the sorted folder names; an OOD folder may lack some of them. transform: PIL image (RGB) -> image, by
+    "train", "val" and "test" with the classes inside ("val" may be missing and is then held out from "train"; "Train",
+    "valid", "validation", "test_set" and the like are known too). It is read as such a split if there are images in no
+    other folder; beside others, folders of these names are classes, or refused if they hold class folders.
+    Classes are the sorted folder names; an OOD folder may lack some of them. Images are found at any depth, through
+    links too, by their endings. transform: PIL image (RGB) -> image, by
     default :func:`resize_and_crop` to (3, 224, 224) uint8; train_transform: the same for the training images, by
     default `transform`. fraction: percentage of the training and validation labels to use. The split depends on the
     relative file names and the seed only.
 
+    What is left out is counted in one warning: hidden files, files that are no image by their ending or of a kind that
+    cannot be read here, images outside the class folders, broken links, folders that links lead to a second time.
     Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without classes, a class
     without images, a class with too few to split, an OOD class that is not an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
     """
-    root = Path(id_folder)
-    if (root / "train").is_dir():
-        class_names = class_folders(root / "train")
+    root, left = Path(id_folder), Counter[str]()
+    if found := _parts(root):
+        class_names = class_folders(found["train"], left)
         parts = {
-            "train": labelled_images(root / "train", class_names),
-            "test": same_classes(root / "test", class_names),
+            "train": labelled_images(found["train"], class_names, left),
+            "test": same_classes(found["test"], class_names, left),
         }
-        if (root / "val").is_dir():
-            parts["val"] = same_classes(root / "val", class_names)
+        if "val" in found:
+            parts["val"] = same_classes(found["val"], class_names, left)
         else:
             parts["train"], parts["val"] = split_off(parts["train"], root, val_share, seed)
     else:
-        class_names = class_folders(root)
-        everything = labelled_images(root, class_names)
+        class_names = class_folders(root, left)
+        everything = labelled_images(root, class_names, left)
         _require_three(everything[1], class_names, root)
         rest, test = split_off(everything, root, test_share, seed)
         # the share is of all images, and the test images are gone
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
-    shifted = {name: same_classes(Path(folder), class_names) for name, folder in (ood or {}).items()}
+    shifted = {name: same_classes(Path(folder), class_names, left) for name, folder in (ood or {}).items()}
+    warn_of(left, root)
     for paths, _ in (*parts.values(), *shifted.values()):
-        check_headers(paths)
+        for path in paths:
+            check_header(path)
     for name in ("train", "val"):
         parts[name] = thin(parts[name], root, fraction, seed)
     transform = transform or resize_and_crop()
@@ -83,41 +99,135 @@ def image_folder(
 Labelled = tuple[list[Path], list[int]]
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The sorted names of the folders in `folder`. Raises FileNotFoundError, or ValueError if there are none."""
+def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder` by name, without hidden ones. Raises FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "." and f.name not in _SYSTEM)
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders of a split by part; none if those in `root` are classes. Raises ValueError if they could be both."""
+    named: dict[str, list[Path]] = {}
+    others = []
+    for folder in _folders(root):
+        word = _PART.match(folder.name)
+        if word and _KIND.fullmatch(folder.name, word.end()):
+            named.setdefault(str(word.lastgroup), []).append(folder)
+        elif _has_images(folder):
+            others.append(folder)
+    if not named:
+        return {}
+    if others:
+        for folder in (f for folders in named.values() for f in folders):
+            if _has_images(folder) and not _images_in(folder):
+                raise ValueError(
+                    f"{root} can be read in two ways: {folder.name}/ holds class folders, as a part of a split does, "
+                    f"but there are images in {others[0].name}/ too. Keep train, val and test in a folder of their "
+                    f"own; if {folder.name} is a class, put its images into {folder.name}/ itself"
+                )
+        return {}
+    for part in ("train", "test"):
+        if part not in named:
+            raise FileNotFoundError(f"{root} is split, but has no {part}/: add it, or give one folder of all classes")
+    for folders in named.values():
+        if len(folders) > 1:
+            raise ValueError(f"{root} has {' and '.join(f.name for f in folders)}: keep one of them")
+    return {part: folders[0] for part, folders in named.items()}
+
+
+def class_folders(folder: Path, left: Counter[str]) -> list[str]:
+    """The sorted names of the folders in `folder`. Raises FileNotFoundError, or ValueError if there are none.
+
+    left: counts images beside them, by reason why they are left out.
+    """
+    names = [f.name for f in _folders(folder)]
     if not names:
         raise ValueError(f"{folder} has no class folders; put each class's images in a folder of the class's name")
+    if outside := len(_images_in(folder)):
+        left["outside the class folders"] += outside
     return names
 
 
-def labelled_images(folder: Path, class_names: Sequence[str], present: Sequence[str] | None = None) -> Labelled:
-    """Paths, sorted by class and name, and labels. Raises ValueError for a class folder without images."""
+def _is_image(name: str) -> bool:
+    return name[0] != "." and readable(os.path.splitext(name)[1].lower())
+
+
+def _images_in(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if _is_image(name)]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(True for _ in _images_below(folder, Counter()))
+
+
+def _images_below(folder: Path, left: Counter[str]) -> Iterator[Path]:
+    """Images at any depth, through links too, each real folder once; left: counts the other files by reason."""
+    seen = {place.resolve() for start in (folder.absolute(), folder.resolve()) for place in (start, *start.parents)}
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.name in _SYSTEM:
+                    continue
+                if entry.name[0] == ".":
+                    left["hidden"] += 1
+                elif entry.is_dir():
+                    real = Path(entry.path).resolve() if entry.is_symlink() else None
+                    if real in seen:
+                        left["links to a folder that is read already"] += 1
+                    else:
+                        seen.add(real or Path(entry.path).resolve())
+                        waiting.append(entry.path)
+                elif not entry.is_file():
+                    left["broken links"] += 1
+                elif _is_image(entry.name):
+                    yield Path(entry.path)
+                else:
+                    suffix = Path(entry.name).suffix.lower()
+                    cure = " that Pillow cannot read here (pip install pillow-heif)" if suffix in SUFFIXES else ""
+                    left[f"{suffix or 'without an ending'}{cure}"] += 1
+
+
+def _told(left: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left.most_common())
+
+
+def warn_of(left: Counter[str], root: Path) -> None:
+    """One warning with the counts, if anything was left out."""
+    if left:
+        warnings.warn(f"{root}: {left.total()} files or folders are left out: {_told(left)}", stacklevel=3)
+
+
+def labelled_images(
+    folder: Path, class_names: Sequence[str], left: Counter[str], present: Sequence[str] | None = None
+) -> Labelled:
+    """Paths, sorted by class and name, and labels. Raises ValueError for a class folder without images.
+
+    left: counts the files that are left out, by reason.
+    """
     paths: list[Path] = []
     labels: list[int] = []
     index = {name: label for label, name in enumerate(class_names)}
     for name in present or class_names:
-        found = sorted(
-            path
-            for path in (folder / name).rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        own = Counter[str]()
+        found = sorted(_images_below(folder / name, own))
         if not found:
-            raise ValueError(f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)})")
+            instead = f"; left out: {_told(own)}" if own else ""
+            raise ValueError(f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)}){instead}")
+        left.update(own)
         paths += found
         labels += [index[name]] * len(found)
     return paths, labels
 
 
-def same_classes(folder: Path, class_names: Sequence[str]) -> Labelled:
+def same_classes(folder: Path, class_names: Sequence[str], left: Counter[str]) -> Labelled:
     """The images of another folder, whose classes must be among `class_names`."""
-    present = class_folders(folder)
+    present = class_folders(folder, left)
     if unknown := sorted(set(present) - set(class_names)):
         listed = ", ".join(unknown[:10]) + (", …" if len(unknown) > 10 else "")
         raise ValueError(f"{folder} has classes that the ID training data do not have: {listed}; rename or remove them")
-    return labelled_images(folder, class_names, present)
+    return labelled_images(folder, class_names, left, present)
 
 
 def _require_three(labels: Sequence[int], class_names: Sequence[str], root: Path) -> None:
@@ -148,14 +258,3 @@ def thin(images: Labelled, root: Path, percent: float, seed: int) -> Labelled:
 
 def _take(images: Labelled, index: Sequence[int]) -> Labelled:
     return [images[0][i] for i in index], [images[1][i] for i in index]
-
-
-def check_headers(paths: Sequence[Path]) -> None:
-    """Raise OSError naming the first file whose header is not an image's."""
-    from PIL import Image
-
-    for path in paths:
-        try:
-            Image.open(path).close()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise OSError(f"{path} is not a readable image; replace or remove the file") from error

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tpgm.data.images import read_image
+
 
 class LabelledData(Protocol):
     """A map-style data set of ``(input, int label)``: images here, texts in the book.
@@ -55,8 +57,9 @@ class ImageArray(Dataset[tuple[Tensor, int]]):
 class ImageFiles(Dataset[tuple[Any, int]]):
     """Images on disk, read when asked for.
 
-    Item i is ``(transform(image), label)`` with the image as a PIL image in RGB. The default transform of this
-    package's functions gives a (3, H, W) uint8 tensor, the same as :class:`ImageArray`. labels: (N,) int64.
+    Item i is ``(transform(image), label)`` with the image as a PIL image in RGB, made by `tpgm.data.images.rgb`. The
+    default transform of this package's functions gives a (3, H, W) uint8 tensor, the same as :class:`ImageArray`.
+    labels: (N,) int64.
     class_subset: (K,) int64, the sorted classes that occur here, where a data set covers some of the classes only
     (ImageNet-A, ImageNet-R): accuracy is then that of the arg max over these K logits,
     ``class_subset[logits[:, class_subset].argmax(1)]``. None if all classes occur.
@@ -79,15 +82,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image, UnidentifiedImageError
-
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            raise OSError(f"cannot read the image {path}: {error}; replace or remove the file") from error
-        return self.transform(rgb), int(self.labels[index])
+        return self.transform(read_image(self.paths[index])), int(self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,10 @@ class DataSplits:
     ood_tests: Mapping[str, LabelledData]
 
     def __post_init__(self) -> None:
-        for part, data in {"train": self.train, "val": self.val, "id_test": self.id_test, **self.ood_tests}.items():
+        own = {"train": self.train, "val": self.val, "id_test": self.id_test}
+        if taken := sorted(set(own) & set(self.ood_tests)):
+            raise ValueError(f"{self.name}: {taken[0]!r} is a part of the ID data: give the OOD test another name")
+        for part, data in {**own, **self.ood_tests}.items():
             if not len(data):
                 raise ValueError(f"{self.name}: the part {part!r} has no images")
             if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(self.class_names):

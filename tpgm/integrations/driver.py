@@ -20,7 +20,8 @@ Log = Literal["blocks", "tensors", "nothing"]
 
 
 class Batches:
-    """Validation batches as a pure function of their number, so that a resumed run sees the same ones.
+    """Validation batches as a pure function of their number, so that a resumed run sees the same ones. A last batch of
+    one item, of which BatchNorm could take no statistics, is left out.
 
     dataset: has a length and is indexed by position; collate: makes a batch of a list of its items. Random numbers
     drawn meanwhile (a collator that masks tokens) come from the seed and leave the run's own untouched.
@@ -40,7 +41,7 @@ class Batches:
     def __call__(self, number: int, process: int = 0) -> Any:
         """Batch `number` of one of several processes, each of which has its own order."""
         seed = derive(self.seed, "val", process)
-        index = next(index_batches(len(self.dataset), self.batch_size, seed, number))
+        index = next(index_batches(len(self.dataset), self.batch_size, seed, number, least=2))
         device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=device):
             torch.manual_seed(derive(seed, number))

@@ -118,7 +118,9 @@ class Method:
     )
     augment: bool = setting(True, "mirror and shift training images")
     batchnorm: Literal["eval", "train"] = setting(
-        "eval", "eval: keep the pre-trained running statistics; train: update them", choices=("eval", "train")
+        "eval",
+        "eval: keep the pre-trained running statistics; train: update them (a last batch of one image is left out)",
+        choices=("eval", "train"),
     )
     patience: int = setting(
         0, "stop after so many epochs without a better ID validation accuracy, keep the best; 0: never"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from tpgm.anchor import anchor_tensors
 from tpgm.models.architectures import CLIP_MEAN, CLIP_STD, Architecture, Tower, need
 from tpgm.models.clip import clip_from_tensors, is_clip
 from tpgm.models.pretrained import Pretrained, filled
-from tpgm.models.storage import KEY, restored
+from tpgm.models.storage import KEY, Damaged, check_sum, restored
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the tensors
+# under which training scripts keep the tensors; averages over training, such as timm's, where there is nothing else
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 
 def load_checkpoint(
@@ -32,7 +34,7 @@ def load_checkpoint(
     size: int | None = None,
 ) -> Pretrained:
     """A model from a file; see ``tpgm.models.load``. The last three are for a CLIP with its text tower."""
-    tensors, about = read_tensors(path)
+    tensors, about, versions = read_tensors(path)
     if about is not None:
         return restored(path, tensors, about, num_classes, architecture, name=name)
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in anchor_tensors(tensors).items()}
@@ -53,11 +55,12 @@ def load_checkpoint(
             f"{path} does not say which model it is of: give architecture=… (a name such as 'timm/resnet50' or a "
             f"module); its first tensors are {', '.join(list(tensors)[:3])}"
         )
-    return filled(str(path), architecture, tensors, num_classes)
+    return filled(str(path), architecture, tensors, num_classes, versions=versions)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The tensors of a file and, if this project wrote it, what it says about them. No code of the file is run.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any]]:
+    """The tensors of a file; if this project wrote it, what it says about them; versions of modules, where a state dict
+    has them. No code of the file is run.
 
     Raises FileNotFoundError; ValueError if the file is broken, holds other things than tensors or no tensors.
     """
@@ -67,9 +70,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         if path.suffix == ".safetensors":
             with need("safetensors").safe_open(path, framework="pt") as file:
                 about = (file.metadata() or {}).get(KEY)
-                return {n: file.get_tensor(n) for n in file.keys()}, about and json.loads(about)  # noqa: SIM118
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            return tensors, check_sum(path, about and json.loads(about)), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
+    except (ImportError, Damaged):
         raise
     except UnpicklingError as error:
         raise ValueError(
@@ -83,13 +87,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), 'weights.pth')"
             ) from error
         raise ValueError(f"{path} cannot be read as a checkpoint; it may be cut short: {_first(error)}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, Mapping) else {}
+    while isinstance(content, Mapping) and (inner := [w for w in _WRAPPERS if _holds_tensors(content.get(w))]):
+        if len(inner) > 1:
+            told = f"{inner[0]} is taken; for another save it alone: torch.save(checkpoint[{inner[1]!r}], …)"
+            warnings.warn(f"{path} holds {' and '.join(inner)}: {told}", stacklevel=4)
+        content = content[inner[0]]
+    entries = content if isinstance(content, Mapping) else {}
+    tensors = {n: t for n, t in entries.items() if isinstance(t, Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name")
-    return tensors, None
+        told = f", only {', '.join(map(repr, list(entries)[:5]))}" if entries else ""
+        raise ValueError(f"{path} holds no tensors by name{told}: save the state dict alone")
+    versions = {n.removeprefix("module."): about for n, about in getattr(content, "_metadata", {}).items()}
+    return tensors, None, versions
+
+
+def _holds_tensors(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(t, Tensor | Mapping) for t in entry.values())
 
 
 def _first(error: Exception) -> str:

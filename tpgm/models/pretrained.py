@@ -42,8 +42,8 @@ class Pretrained:
     def predict(self, image: Image | Tensor | str | Path, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image, most probable first, with their probabilities in [0, 1].
 
-        image: a PIL image, a file or a (3, H, W) uint8 tensor; a transparent background becomes white, the longer
-        side is cropped. A class without a name is called by its number.
+        image: a PIL image, a file or a (3, H, W) uint8 tensor; files and PIL images are read as those of the training
+        are (`tpgm.data.images.rgb`), the longer side is cropped. A class without a name is called by its number.
         Raises OSError naming a file that is not an image, TypeError for another tensor.
         """
         pixels = image if isinstance(image, Tensor) else _pixels(image, self.preparation.size)
@@ -60,19 +60,10 @@ class Pretrained:
 
 
 def _pixels(image: Image | str | Path, size: int) -> Tensor:
-    from PIL import Image as images
-
     from tpgm.data import resize_and_crop
+    from tpgm.data.images import read_image, rgb
 
-    if isinstance(image, str | Path):
-        try:
-            with images.open(image) as file:
-                image = file.convert("RGBA")
-        except OSError as error:
-            raise OSError(f"cannot read the image {image}: {error}") from error
-    rgba = image.convert("RGBA")
-    on_white = images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    pixels: Tensor = resize_and_crop(size)(on_white)
+    pixels: Tensor = resize_and_crop(size)(read_image(image) if isinstance(image, str | Path) else rgb(image))
     return pixels
 
 
@@ -85,11 +76,12 @@ def filled(
     preparation: Preparation | None = None,
     class_names: tuple[str, ...] | None = None,
     head: str | None = None,
+    versions: Mapping[str, Any] | None = None,
 ) -> Pretrained:
     """Put pre-trained tensors into an architecture, or into the module given in its place.
 
-    num_classes: of a new head; None keeps the head that `tensors` has. Raises ValueError listing tensors that are
-    missing, unexpected or of another shape.
+    num_classes: of a new head; None keeps the head that `tensors` has. versions: see `load_tensors`. Raises ValueError
+    listing tensors that are missing, unexpected or of another shape.
     """
     plan = None if isinstance(architecture, nn.Module) else architecture
     model = architecture if isinstance(architecture, nn.Module) else architecture.build(num_classes or 1)
@@ -112,7 +104,7 @@ def filled(
     if plan is None and (found := len(model.get_parameter(f"{head}.weight"))) != classes:
         raise ValueError(f"the given module's {head} has {found} outputs for {classes} classes")
     given = {n: t for n, t in tensors.items() if num_classes is None or not n.startswith(f"{head}.")}
-    load_tensors(name, model, given, skip=head if exclude else None)
+    load_tensors(name, model, given, skip=head if exclude else None, versions=versions)
     state = model.state_dict()
     return Pretrained(
         name=name,
@@ -126,8 +118,18 @@ def filled(
     )
 
 
-def load_tensors(name: str, model: nn.Module, tensors: Mapping[str, Any], skip: str | None = None) -> None:
-    """Copy tensors into a model, all but those under `skip`. Raises ValueError listing what does not fit."""
+def load_tensors(
+    name: str,
+    model: nn.Module,
+    tensors: Mapping[str, Any],
+    skip: str | None = None,
+    versions: Mapping[str, Any] | None = None,
+) -> None:
+    """Copy tensors into a model, all but those under `skip`. Raises ValueError listing what does not fit.
+
+    versions: what a state dict says of its modules (its ``_metadata``), by which some of them (torchvision's MnasNet)
+    read tensors; by default the model's own.
+    """
     wanted = {n: t for n, t in model.state_dict().items() if skip is None or not n.startswith(f"{skip}.")}
     problems = {
         "it lacks": [f"{n} {tuple(t.shape)}" for n, t in wanted.items() if n not in tensors],
@@ -142,4 +144,9 @@ def load_tensors(name: str, model: nn.Module, tensors: Mapping[str, Any], skip: 
     if any(problems.values()):
         found = "\n".join(f"{what} ({len(names)}):{_listing(names)}" for what, names in problems.items() if names)
         raise ValueError(f"the tensors of {name} do not fit {type(model).__name__}\n{found}")
-    model.load_state_dict(dict(tensors), strict=False)
+    state = model.state_dict()  # for its metadata; no tensor of it is kept
+    metadata = {**state._metadata, **(versions or {})}  # type: ignore[attr-defined]
+    state.clear()
+    state.update(tensors)
+    state._metadata = metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +18,14 @@ from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
 from tpgm.models.pretrained import Pretrained, filled
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum and no versions of modules
 KEY = "tpgm"
+_BLANK = b"0" * 64
+_SUM = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # in the file's header, JSON within JSON
+
+
+class Damaged(ValueError):
+    """A file of this project that is not as it was written."""
 
 
 def save(
@@ -33,11 +41,13 @@ def save(
 
     start: what the model was made from; model: of the same architecture; class_names: one for each output, by default
     those of `start`. dtype: in which matrices and convolutions are stored (float16 halves the file); vectors
-    (normalization, biases, running statistics) keep theirs. notes: JSON values kept along. The file is whole or absent.
+    (normalization, biases, running statistics) keep theirs. notes: JSON values kept along. The file is whole or absent,
+    and carries a format version and a checksum, by which `load` knows a damaged one.
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    tensors = {n: t.detach().cpu() for n, t in model.state_dict().items()}
+    state = model.state_dict()
+    tensors = {n: t.detach().cpu() for n, t in state.items()}
     names = start.class_names if class_names is None else tuple(class_names)
     weight = tensors.get(f"{start.head}.weight")
     if weight is None:
@@ -54,12 +64,43 @@ def save(
         "preparation": asdict(start.preparation),
         "class_names": names,
         "notes": dict(notes or {}),
+        "versions": {n: v["version"] for n, v in state._metadata.items() if "version" in v},  # type: ignore[attr-defined]
+        "sha256": _BLANK.decode(),  # of the whole file while these are zeros
     }
     # tied tensors would share memory, which the format refuses
     separate = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     content = need("safetensors.torch").save(separate, metadata={KEY: json.dumps(about)})
-    with write_aside(Path(path)) as aside:
-        aside.write_bytes(content)  # unlike safetensors' own writer it raises OSError when the disk is full
+    at = _place(content)
+    assert at is not None
+    # unlike safetensors' own writer this raises OSError when the disk is full
+    with write_aside(Path(path)) as aside, aside.open("wb") as file:
+        file.write(content[: at.start] + hashlib.sha256(content).hexdigest().encode())
+        file.write(memoryview(content)[at.stop :])
+
+
+def _place(header: bytes | bytearray) -> slice | None:
+    """Where a file's beginning has its checksum: the last such entry, the others are the user's notes."""
+    places = [found.span(1) for found in _SUM.finditer(header, 0, 8 + int.from_bytes(header[:8], "little"))]
+    return slice(*places[-1]) if places else None
+
+
+def check_sum(path: Path, about: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`about` again, what a safetensors file says of itself. Raises Damaged, naming the file and the cure, if it has
+    changed since `save` wrote it; files of others, and those of format 1, have no checksum."""
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = bytearray(size + file.read(int.from_bytes(size, "little")))
+        at = _place(header)
+        wrong = at is None and about is not None and about.get("format") == FORMAT
+        if at is not None:
+            told, header[at] = bytes(header[at]), _BLANK
+            digest = hashlib.sha256(header)
+            while piece := file.read(2**20):
+                digest.update(piece)
+            wrong = about is None or digest.hexdigest().encode() != told
+    if wrong:
+        raise Damaged(f"{path} is damaged: its checksum is wrong; write it anew, or take another copy of it")
+    return about
 
 
 def restored(
@@ -72,7 +113,7 @@ def restored(
     name: str | None = None,
 ) -> Pretrained:
     """What `save` wrote, as a pre-trained model. Raises ValueError for a newer format or an unknown architecture."""
-    if about.get("format") != FORMAT:
+    if about.get("format") not in (1, FORMAT):
         raise ValueError(f"{path} has format {about.get('format')}, this version of tpgm reads {FORMAT}: update tpgm")
     if architecture is None and about["architecture"] is None:
         raise ValueError(f"{path} holds a model of the user's own: give it as architecture=…, with its classes' number")
@@ -86,4 +127,5 @@ def restored(
         preparation=Preparation(values["size"], tuple(values["mean"]), tuple(values["std"])),
         class_names=None if names is None or num_classes is not None else tuple(names),
         head=about["head"],
+        versions={n: {"version": v} for n, v in about.get("versions", {}).items()},
     )

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
-from tpgm.anchor import zero
+from tpgm.anchor import outside_inference, refuse_checkpoint, zero
 from tpgm.names import hint
 from tpgm.projection import Norm
 
@@ -76,6 +76,7 @@ class AnchoredOptimizer(Optimizer):
     def __init__(
         self, params: Iterable[Any], anchor: Anchors, defaults: Group, unknown: Mapping[str, Any] | None = None
     ) -> None:
+        outside_inference("an optimizer made")
         if problem := _problem(unknown or {}, {*defaults, "anchor"}):
             raise TypeError(f"{type(self).__name__}: {problem}")
         params = params if isinstance(params, Tensor) else list(params)
@@ -286,6 +287,7 @@ def _anchors(group: Group) -> list[Tensor]:
     if isinstance(anchor, Mapping):
         if params and "param_names" not in group:
             raise ValueError("anchors by name need named parameters; pass model.named_parameters() to the optimizer")
+        refuse_checkpoint(anchor)
         if missing := [name for name in labels if name not in anchor]:
             raise ValueError(
                 f"the anchor lacks {', '.join(missing[:5])}; put what has no pre-trained counterpart into a group with "

@@ -18,14 +18,20 @@ def derive(seed: int, *what: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def index_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+def per_epoch(n: int, batch_size: int, least: int = 1) -> int:
+    """How many batches n items make. A last one of fewer than `least` does not count, unless it is the only one."""
+    full, rest = divmod(n, batch_size)
+    return full + (rest >= least) or 1
+
+
+def index_batches(n: int, batch_size: int, seed: int, start: int = 0, least: int = 1) -> Iterator[list[int]]:
     """Endless batches of indices below n, reshuffled every epoch, from batch number `start` on; the last of an epoch
-    may be smaller."""
-    per_epoch = -(-n // batch_size)
-    epoch, first = divmod(start, per_epoch)
+    may be smaller, and is left out if it has fewer than `least` items (see `per_epoch`)."""
+    count = per_epoch(n, batch_size, least)
+    epoch, first = divmod(start, count)
     while True:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
-        for batch in range(first, per_epoch):
+        for batch in range(first, count):
             yield order[batch * batch_size : (batch + 1) * batch_size].tolist()
         epoch, first = epoch + 1, 0
 
@@ -41,14 +47,20 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 def read(
     data: Any, batches: Iterator[list[int]] | Sequence[list[int]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes."""
+    """(images, labels) for each batch of indices, or (tokens, labels); image files are read by `workers` processes.
+
+    Raises OSError naming an image that cannot be read.
+    """
     held = getattr(data, "images", getattr(data, "tokens", None))
     if held is not None:
         for index in batches:
             yield held[index], data.labels[index]
         return
     generator = torch.Generator().manual_seed(0)  # or the loader would draw from, and shift, torch's global one
-    yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
+    try:
+        yield from DataLoader(data, batch_sampler=batches, num_workers=workers, generator=generator)
+    except OSError as error:  # of a worker process, with its traceback in the message
+        raise OSError(str(error).rstrip().rpartition("\nOSError: ")[2]) from error
 
 
 def share(batches: Iterator[list[int]], rank: int, processes: int, pad: bool = True) -> Iterator[list[int]]:

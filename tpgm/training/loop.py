@@ -6,7 +6,6 @@ it adds by its hooks (``tpgm.methods.base``), which stand there in the order in 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -25,11 +24,13 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from tpgm import models
+from tpgm.anchor import copy_of
+from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
 from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
-from tpgm.training.batches import derive, index_batches, read, share, warm_cosine
+from tpgm.training.batches import derive, index_batches, per_epoch, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
 from tpgm.training.interruption import stop_requests
@@ -108,7 +109,7 @@ class _Run:
         self.accelerator, self.start, self.data, self.method = accelerator, start, data, method
         self.device = accelerator.device
         self.format = torch.channels_last if method.channels_last else torch.contiguous_format
-        self.net: nn.Module = copy.deepcopy(start.model).to(self.device)
+        self.net: nn.Module = copy_of(start.model).to(self.device)
         self.net = self.net.to(memory_format=self.format)
         head = frozenset(chosen(aliases(self.net), [f"{start.head}.*"]))
         if not head:
@@ -120,7 +121,10 @@ class _Run:
         self.context = Context(
             self.net, anchor, start.exclude, head, self.batch, self.inputs, self.validation, accelerator.autocast
         )
-        self.epoch = -(-len(data.train) // method.batch_size)  # training steps in it
+        # BatchNorm cannot take the statistics of one image
+        alone = method.batchnorm == "train" or getattr(method, "buffers", "") == "reestimate"
+        self.least = accelerator.num_processes + 1 if alone and with_statistics(self.net) else 1
+        self.epoch = per_epoch(len(data.train), method.batch_size, self.least)  # training steps in it
         self.stages = [stage for stage in method.stages(self.epoch) if stage.steps]
         self.show = progress and accelerator.is_main_process
         self.at, self.saved = Progress(), dict[str, Any]()
@@ -178,7 +182,8 @@ class _Run:
         self.continue_stage()
         self.set_modes(net, train=trainable != context.head)
 
-        batches = index_batches(len(self.data.train), method.batch_size, derive(method.seed, stage.name), self.at.step)
+        order = derive(method.seed, stage.name)
+        batches = index_batches(len(self.data.train), method.batch_size, order, self.at.step, self.least)
         images_and_labels = read(self.data.train, self.mine(batches), method.workers)
         bar = tqdm(total=stage.steps, initial=self.at.step, desc=stage.name, disable=not self.show)
         for step in range(self.at.step, stage.steps):
@@ -188,7 +193,7 @@ class _Run:
             generator = torch.Generator().manual_seed(torch.initial_seed()) if method.augment else None
             images, labels = next(images_and_labels)
             x, y = self.input(images, generator), labels.to(self.device)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), more_than_one():
                 loss = cross_entropy(net(x), y)
             extra = method.extra_loss(context) if full else None
             if extra is not None:
@@ -277,7 +282,8 @@ class _Run:
             return False
         if accuracy > self.at.best:
             self.at.best, self.at.since_best = accuracy, 0
-            self.best = {name: t.detach().clone() for name, t in self.net.state_dict().items()}
+            self.best = self.net.state_dict()  # not a plain dict: versions of modules go along
+            self.best.update({name: t.detach().clone() for name, t in self.best.items()})
             self.at.learned = self.method.learned(self.context)
         else:
             self.at.since_best += 1
@@ -311,14 +317,15 @@ class _Run:
     def batch(self, part: str, size: int, number: int) -> tuple[Tensor, Tensor]:
         """What `Context.batch` promises."""
         data = {"val": self.data.val, "train": self.data.train}[part]
-        chosen = index_batches(len(data), size, derive(self.method.seed, "val"), number)
+        chosen = index_batches(len(data), size, derive(self.method.seed, "val"), number, self.least)
         images, labels = next(read(data, [next(self.mine(chosen))], 0))
         return self.input(images), labels.to(self.device)
 
     def inputs(self) -> Iterator[Tensor]:
         """What `Context.inputs` promises; of several processes each takes its share."""
         size, count = self.method.batch_size, len(self.data.train)
-        batches = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+        starts = range(0, size * per_epoch(count, size, self.least), size)
+        batches = [list(range(i, min(i + size, count))) for i in starts]
         for images, _ in read(self.data.train, list(self.mine(iter(batches))), self.method.workers):
             yield self.input(images)
 

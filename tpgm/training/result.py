@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tpgm.methods import Settings
+from tpgm.names import in_markdown
 from tpgm.training.evaluate import Accuracy, mean_accuracy
 
 
@@ -59,7 +60,9 @@ class Result:
         rows = ["| data | accuracy | 95 % interval | images |", "|---|---:|---:|---:|"]
         for name, a in self.accuracies.items():
             low, high = a.interval
-            rows.append(f"| {name} | {100 * a.value:.1f} | {100 * low:.1f} to {100 * high:.1f} | {a.total} |")
+            rows.append(
+                f"| {in_markdown(name)} | {100 * a.value:.1f} | {100 * low:.1f} to {100 * high:.1f} | {a.total} |"
+            )
         if self.ood:
             rows.append(f"| OOD mean | {100 * mean_accuracy(self.ood):.1f} | | |")
         return "\n".join(rows)

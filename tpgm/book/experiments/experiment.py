@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tpgm import methods
+from tpgm.cli import pairs
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
 from tpgm.files import sealed, unsealed, write_aside
@@ -105,7 +106,7 @@ def parse(given: Mapping[str, str]) -> Config:
             except ValueError:
                 raise ValueError(f"{name} must be of type {type(KEYS[name][0]).__name__}, got {text!r}") from None
         elif name == "ood":
-            config[name] = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+            config[name] = pairs(text.split(","), "ood") if text else {}
         else:
             config[name] = text
     resolve(config)
@@ -316,13 +317,21 @@ def _commit() -> str:
 
 
 def append(path: str | Path, row: Row) -> None:
-    """Add one row to a file of JSON lines, as one write, so that rows of several processes do not mix."""
+    """Add one row to a file of JSON lines, as one write, so that rows of several processes do not mix.
+
+    If it cannot be written the row is printed, so that it is not lost, and OSError names the file.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        # what a crash cut short stays a line of its own
-        cut = path.stat().st_size and path.read_bytes()[-1:] != b"\n"
-        file.write(b"\n" * bool(cut) + sealed(json.dumps(row, ensure_ascii=False)).encode() + b"\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            # what a crash cut short stays a line of its own
+            cut = path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+            file.write(b"\n" * bool(cut) + sealed(json.dumps(row, ensure_ascii=False)).encode() + b"\n")
+    except OSError as error:
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+        cure = "the row stands on standard output: add it to a file of rows"
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {cure}") from error
 
 
 def read(*paths: str | Path) -> list[Row]:

@@ -31,6 +31,7 @@ from tpgm.book.experiments.variants import (
     score_of,
     topics_of,
 )
+from tpgm.book.notebook import Markup, code
 
 
 def _frame(columns: Sequence[str], lines: Iterable[Sequence[Any]], digits: int = 1) -> pd.DataFrame:
@@ -78,15 +79,15 @@ def tried(study: Study) -> pd.DataFrame:
     """What a study tries: label, method, the setting searched, and what differs from the budget."""
     lines = []
     for label, entry in study.entries.items():
-        values = ", ".join(f"`{value:g}`" for value in entry.values)
-        own = ", ".join(f"`{n}={v}`" for n, v in entry.settings.items())
-        lines.append([label, f"`{entry.method}`", f"`{entry.tried}` in {values}" if values else "", own])
+        values = ", ".join(code(f"{value:g}") for value in entry.values)
+        own = Markup(", ".join(code(f"{n}={v}") for n, v in entry.settings.items()))
+        lines.append([label, code(entry.method), Markup(f"{code(entry.tried)} in {values}" if values else ""), own])
     return _frame(["label", "method", "tried", "other settings of its own"], lines)
 
 
 def named(values: Mapping[str, Any], name: str = "shared setting") -> pd.DataFrame:
     """Names and values, as code."""
-    return _frame([name, "value"], ([f"`{n}`", f"`{v}`"] for n, v in values.items()))
+    return _frame([name, "value"], ([code(n), code(v)] for n, v in values.items()))
 
 
 def searched(study: Study, rows: Iterable[Row], labels: Iterable[str]) -> pd.DataFrame:
@@ -96,7 +97,7 @@ def searched(study: Study, rows: Iterable[Row], labels: Iterable[str]) -> pd.Dat
         for config in study.configs(label):
             if row := by_key.get(key(config)):
                 scores = [100 * row[what] for what in ("val", "id", "ood")]
-                lines.append([label, f"`{study.choice(label, config)}`", *scores, *_spread([row])])
+                lines.append([label, code(study.choice(label, config)), *scores, *_spread([row])])
     return _frame(["method", "tried", "validation", "ID", "OOD mean", "mean ratio", "at 0", "at 1"], lines)
 
 
@@ -116,7 +117,7 @@ def accuracies(variants: Mapping[str, Variant], scores: Sequence[Score] = ("accu
     whats = [what for score in scores for what in SCORES[score]]
     names = [f"{place} {score}" if len(scores) > 1 else place for score in scores for place in ("ID", "OOD mean")]
     order = sorted(variants.items(), key=lambda item: -item[1].of(whats[-1]).value)
-    lines = ([label, f"`{v.choice}`", *(v.of(what) for what in whats), len(v.rows)] for label, v in order)
+    lines = ([label, code(v.choice), *(v.of(what) for what in whats), len(v.rows)] for label, v in order)
     return _frame(["method", "chosen", *names, "seeds"], lines)
 
 
@@ -138,7 +139,7 @@ def against_fixed(
     names = [name for name in fixed if name in of]
     lines = []
     for label in (label for label in ours if label in of):
-        verdicts = ["smaller" if of[label]["mean"] < of[name]["mean"] else "**larger**" for name in names]
+        verdicts = ["smaller" if of[label]["mean"] < of[name]["mean"] else Markup("**larger**") for name in names]
         best = (max(v.of("id").value for v in by.values()) - by[label].of("id").value for by in chosen.values())
         lines.append([label, *verdicts, ", ".join(f"{100 * gap:.1f}" for gap in best)])
     return _frame(["", *names, "points of ID below the best, by regime"], lines)
@@ -167,7 +168,7 @@ def gains(variants: Mapping[str, Variant], ours: Sequence[str]) -> pd.DataFrame:
         for other, v in variants.items():
             if other not in ours:
                 found = [paired(variants[label], v, what) for what in whats]
-                lines.append([label, other, *(f"**{m}**" if m.clear else m for m in found), found[0].count])
+                lines.append([label, other, *(Markup(f"**{m}**") if m.clear else m for m in found), found[0].count])
     return _frame(["method", "minus", *names, "seeds"], lines)
 
 
@@ -177,8 +178,8 @@ def by_topic(variants: Mapping[str, Variant], score: Score) -> pd.DataFrame:
     topics = topics_of(variants)
     constant = [most_frequent(counted(next(iter(variants.values())).rows[0], topic)) for topic in topics]
     lines = [[label, *(on_topic(v, topic, score) for topic in topics)] for label, v in variants.items()]
-    lines.append(["*most frequent label*", *(100 * score_of(a, score) for a in constant)])
-    lines.append(["*tweets*", *(a.total for a in constant)])
+    lines.append([Markup("*most frequent label*"), *(100 * score_of(a, score) for a in constant)])
+    lines.append([Markup("*tweets*"), *(a.total for a in constant)])
     return _frame(["method", "airlines (ID)", *topics[1:]], lines)
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from tpgm import methods
 from tpgm.book.experiments.experiment import Row, comparable, key, read
 from tpgm.book.experiments.study import Entry, Settings, Study
+from tpgm.book.notebook import code
 
 
 def _entry(method: str, published: Settings, chosen: Settings) -> Entry:
@@ -249,7 +250,7 @@ def settings_frame(recipe: str) -> pd.DataFrame:
     """Every setting of every method with where it comes from."""
     study = find_recipe(recipe)
     lines = [
-        [f"`{name}`", f"`{value}`", "all", "published" if name in _PAPERS else "this project"]
+        [code(name), code(value), "all", "published" if name in _PAPERS else "this project"]
         for name, value in study.config.items()
     ]
     uses: dict[tuple[str, str, bool], list[str]] = {}
@@ -259,8 +260,8 @@ def settings_frame(recipe: str) -> pd.DataFrame:
     order = list(dict.fromkeys(name for name, _, _ in uses))
     for (name, text, from_paper), of in sorted(uses.items(), key=lambda use: order.index(use[0][0])):
         which = "all" if len(of) == len(study.entries) else ", ".join(of)
-        lines.append([f"`{name}`", f"`{text}`", which, "published" if from_paper else "this project"])
-    return pd.DataFrame(lines, columns=["setting", "value", "methods", "from"])
+        lines.append([code(name), code(text), which, "published" if from_paper else "this project"])
+    return pd.DataFrame(lines, columns=["setting", "value", "methods", "from"], dtype=object)
 
 
 _PAPERS = ("data", "fraction", "size", "checkpoint_of", "head")  # keys of the configuration that are published

@@ -16,6 +16,7 @@ from tpgm import methods
 from tpgm.book.experiments import experiment
 from tpgm.book.experiments.experiment import Config, Row, append, key, missing, read
 from tpgm.book.experiments.variants import Variant, select
+from tpgm.files import require_writable
 from tpgm.names import hint
 
 Settings = Mapping[str, Any]
@@ -150,9 +151,11 @@ class Study:
         """Run what no row of the file `out` is of yet, adding each row at once; returns how many were run.
 
         store: see `tpgm.finetune`. keep: a folder where each run keeps checkpoint and model, and an interrupted one
-        goes on. Raises ValueError for an unknown label, else what `experiment.run` raises.
+        goes on. Raises ValueError for an unknown label, OSError if `out` cannot be written, before anything is run,
+        else what `experiment.run` raises.
         """
         path, count = Path(out), 0
+        require_writable(path)
         rows = read(path) if path.is_file() else []
         for config in self.due(rows, labels):
             digest = hashlib.sha256(key(config).encode()).hexdigest()[:12]

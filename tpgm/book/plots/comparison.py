@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import Variant, along_path
 from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
+from tpgm.names import in_figure
 
 MARKERS = "osD^vP*X<>hp"
 
@@ -42,7 +43,7 @@ def id_against_ood(
             failed = {label: s for label, s in variants.items() if s.of("id").value < least}
             if failed:
                 text = ", ".join(
-                    f"{label} ({100 * s.of('id').value:.0f} / {100 * s.of('ood').value:.0f})"
+                    f"{in_figure(label)} ({100 * s.of('id').value:.0f} / {100 * s.of('ood').value:.0f})"
                     for label, s in failed.items()
                 )
                 axes.set_title(f"not drawn (ID / OOD): {text}", loc="right", size=8.5, color=ANCHOR_COLOR, y=-0.22)
@@ -58,7 +59,7 @@ def id_against_ood(
                     ls="",
                     ms=7,
                     elinewidth=0.8,
-                    label=label,
+                    label=in_figure(label),
                     **look(label, labels),
                 )
             for label, row in (rerun or {}).get(regime, {}).items():
@@ -66,7 +67,7 @@ def id_against_ood(
                 axes.plot(100 * row["id"], 100 * row["ood"], ls="", ms=9, mfc="none", mew=1.6, **own)
             (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
             axes.set(xlim=(max(0, left), min(100, right)), ylim=(max(0, low), min(100, high)))
-            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=regime)
+            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=in_figure(regime))
             handles |= {n: h for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
         if rerun:
             handles["this build, shorter"] = Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9)
@@ -87,10 +88,12 @@ def regret_bars(regret: Mapping[str, Mapping[str, float]]) -> Figure:
         y = np.arange(len(order))
         for n, regime in enumerate(regimes):
             values = [100 * regret[label][regime] for label in order]
-            axes.barh(y + (n - (len(regimes) - 1) / 2) * height, values, height, color=CYCLE[n], label=regime)
+            axes.barh(
+                y + (n - (len(regimes) - 1) / 2) * height, values, height, color=CYCLE[n], label=in_figure(regime)
+            )
         means = [100 * regret[label]["mean"] for label in order]
         axes.plot(means, y, "|", color="black", ms=14, mew=2, label="mean of the regimes")
-        axes.set_yticks(y, order)
+        axes.set_yticks(y, [in_figure(label) for label in order])
         axes.set(xlabel="OOD regret (points of accuracy; less is better)")
         figure.legend(loc="outside lower center", ncols=3)
         axes.grid(axis="y", visible=False)
@@ -124,8 +127,8 @@ def ratios_by_depth(panels: Mapping[str, Sequence[Row]]) -> Figure:
             for kind in kinds:
                 index = [i for i, name in enumerate(names) if rows[0]["kinds"][name] == kind]
                 if index:
-                    axes.plot(index, values[index], ls="", ms=4.5, **look(kind, kinds), label=kind)
-            axes.set(title=title, xlabel="tensor, from input to output", ylim=(-0.03, 1.03))
+                    axes.plot(index, values[index], ls="", ms=4.5, **look(kind, kinds), label=in_figure(kind))
+            axes.set(title=in_figure(title), xlabel="tensor, from input to output", ylim=(-0.03, 1.03))
         for axes in grid[:, 0]:
             axes.set_ylabel("mean ratio")
         seen = {n: h for axes in grid.flat for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -146,7 +149,7 @@ def paths(by_name: Mapping[str, Sequence[Row]]) -> Figure:
             for n, name, color in ((1, "ID", ID_COLOR), (2, "OOD mean", OOD_COLOR)):
                 axes.plot(points[0, :, 0], 100 * points[:, :, n].T, color=color, lw=0.7, alpha=0.6)
                 axes.plot(points[0, :, 0], 100 * points[:, :, n].mean(axis=0), color=color, lw=2.4, label=name)
-            axes.set(xlabel="ratio α", ylabel="accuracy (%)", title=title)
+            axes.set(xlabel="ratio α", ylabel="accuracy (%)", title=in_figure(title))
             axes.legend()
         plt.close(figure)
     return figure
@@ -169,7 +172,7 @@ def trade_off(along: Mapping[str, Sequence[Row]], controlled: Mapping[str, Seque
             for n, (name, members) in enumerate(groups.items()):
                 i, o = (100 * np.mean([row[what] for row in members]) for what in ("id", "ood"))
                 axes.plot(i, o, ls="", ms=7, marker="sD^"[n % 3], color=CYCLE[2 + n % 3], label=f"TPGM-C, {name}")
-            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=title)
+            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=in_figure(title))
             axes.margins(0.12)
         seen = {n: h for axes in panels.flat for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(4, 1 + len(along)))
@@ -184,7 +187,7 @@ def ablation(groups: Mapping[str, Mapping[str, Variant]]) -> Figure:
         figure, axes = plt.subplots(figsize=(7.0, 0.34 * (len(lines) + len(groups)) + 1.2))
         y, ticks, names = 0.0, [], []
         for group, of in groups.items():
-            axes.text(0.0, y, f" {group}", transform=axes.get_yaxis_transform(), va="center", weight="bold")
+            axes.text(0.0, y, f" {in_figure(group)}", transform=axes.get_yaxis_transform(), va="center", weight="bold")
             y += 1
             for label, s in of.items():
                 for what, color, marker in (("id", ID_COLOR, "o"), ("ood", OOD_COLOR, "s")):
@@ -192,7 +195,7 @@ def ablation(groups: Mapping[str, Mapping[str, Variant]]) -> Figure:
                     half = 0.0 if math.isnan(m.half) else 100 * m.half
                     axes.errorbar(100 * m.value, y, xerr=half, fmt=marker, color=color, ms=5, elinewidth=1)
                 ticks.append(y)
-                names.append(label)
+                names.append(in_figure(label))
                 y += 1
         axes.set_yticks(ticks, names)
         axes.invert_yaxis()
@@ -212,11 +215,11 @@ def costs(seconds: Mapping[str, float], baseline: str) -> Figure:
     with book_style():
         figure, axes = plt.subplots(figsize=(7.0, 0.36 * len(order) + 1.0))
         values = [seconds[label] / seconds[baseline] for label in order]
-        axes.barh(order, values, color=CYCLE[5])
+        axes.barh([in_figure(label) for label in order], values, color=CYCLE[5])
         for n, value in enumerate(values):
             axes.text(value, n, f" {value:.2f}", va="center")
         axes.axvline(1.0, color="black", lw=1)
-        axes.set(xlabel=f"time of training, {baseline} = 1")
+        axes.set(xlabel=f"time of training, {in_figure(baseline)} = 1")
         axes.margins(x=0.12)
         axes.grid(axis="y", visible=False)
         plt.close(figure)

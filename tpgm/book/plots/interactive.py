@@ -16,7 +16,7 @@ def static_html(figure: go.Figure, alt: str = "") -> str:
     alt: what the figure shows, in words, for a reader who does not see it. The data stand inside the element as JSON;
     nothing in it refers to another host.
     """
-    data = plotly.io.to_json(figure, validate=True).replace("</", "<\\/")
+    data = plotly.io.to_json(figure, validate=True).replace("<", "\\u003c")
     label = html.escape(alt, quote=True)
     return (
         f'<div class="tpgm-figure" role="figure" aria-label="{label}">'

@@ -15,6 +15,7 @@ from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import SCORES, Variant, on_topic, topics_of
 from tpgm.book.plots.comparison import look
 from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, book_style
+from tpgm.names import in_figure
 
 
 def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | None = None) -> Figure:
@@ -30,7 +31,7 @@ def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | N
                 i, o = s.of(inside), s.of(outside)
                 bars = {"xerr": 100 * i.half, "yerr": 100 * o.half} if not math.isnan(i.half) else {}
                 style: dict[str, Any] = {"ls": "", "ms": 7, "elinewidth": 0.8, **_look(label, labels)}
-                axes.errorbar(100 * i.value, 100 * o.value, **bars, **style, label=label)
+                axes.errorbar(100 * i.value, 100 * o.value, **bars, **style, label=in_figure(label))
             for label, row in (rerun or {}).items():
                 axes.plot(
                     100 * row[inside], 100 * row[outside], ls="", ms=9, mfc="none", mew=1.6, **_look(label, labels)
@@ -56,11 +57,15 @@ def by_topic(variants: Mapping[str, Variant]) -> Figure:
             half = [0.0 if math.isnan(m.half) else 100 * m.half for m in found]
             style: dict[str, Any] = {"ls": "", "ms": 5, "elinewidth": 0.8, **_look(label, labels)}
             axes.errorbar(
-                [100 * m.value for m in found], np.arange(len(topics)) + offset, xerr=half, **style, label=label
+                [100 * m.value for m in found],
+                np.arange(len(topics)) + offset,
+                xerr=half,
+                **style,
+                label=in_figure(label),
             )
         for line in np.arange(len(topics) - 1) + 0.5:
             axes.axhline(line, color=ANCHOR_COLOR, lw=0.5)
-        axes.set_yticks(np.arange(len(topics)), ["airlines (ID)", *topics[1:]])
+        axes.set_yticks(np.arange(len(topics)), ["airlines (ID)", *map(in_figure, topics[1:])])
         axes.invert_yaxis()
         left, right = axes.get_xlim()
         axes.set_xlim(max(0, left), min(100, right))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tpgm.book.notebook import PROFILES
-from tpgm.files import write_aside
+from tpgm.files import require_writable, write_aside
 from tpgm.names import hint
 
 FAILED = ".failed.ipynb"
@@ -210,14 +210,15 @@ def run_notebook(
     Links to the files of the folder `beside`, if there is such a folder, stand in that directory, so that the notebook
     can read and import them; what it writes is gone afterwards. cell_limit: seconds that a cell may take. `out` is
     whole or absent; if a cell fails or the kernel dies, ``<out>.failed.ipynb`` beside it shows how far it came. Raises
-    ValueError as `checked` does before any work, and papermill's or the kernel's error for a cell that fails.
+    ValueError as `checked` does and OSError if `out` cannot be written before any work, and papermill's or the kernel's
+    error for a cell that fails.
     """
     import papermill
     from traitlets.config import Config
 
     source, target = find(notebook), Path(out).resolve()
     given, _ = checked(source, parameters or {})
-    target.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(target)
     failed, began = target.with_suffix(FAILED), time.perf_counter()
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory(dir=_short()) as sockets:
         for path in Path(beside).iterdir() if beside is not None and Path(beside).is_dir() else ():
