@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm._engine.layout import place
 from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
@@ -31,7 +32,8 @@ def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | 
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
     elif not isinstance(anchor, Mapping):
-        raise TypeError(f"anchor must be a module, a state dict or 'zero', got {anchor!r:.80}")
+        raise TypeError(f"anchor must be a module or a state dict (of a file: torch.load), got {checks.shown(anchor)}")
+    checks.mapping("anchor", anchor, "from parameter names to tensors, as state_dict() gives it")
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
     if named and not own and all(name.startswith("module.") for name in named):
@@ -59,14 +61,16 @@ def match_anchor(
             missing.append(name)
             continue
         tensor = found[name] = given[same[0]]
-        if tensor.shape != parameters[name].shape:
+        if not isinstance(tensor, Tensor):
+            misfits.append(f"{name}: must be a tensor, the anchor has a {type(tensor).__name__}")
+        elif tensor.shape != parameters[name].shape:
             misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
         elif not tensor.is_floating_point():
             misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
         elif not parameters[name].is_floating_point():
             misfits.append(f"{name}: the model has dtype {parameters[name].dtype}, must be floating point")
-        elif not bool(torch.isfinite(tensor).all()):
-            misfits.append(f"{name}: anchor holds NaN or infinite values")
+        elif what := checks.broken(tensor):
+            misfits.append(f"{name}: anchor {what}; load the pre-trained weights anew")
     problems = [
         f"{what}:{_listing(lines)}"
         for what, lines in (

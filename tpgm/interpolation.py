@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.anchor import anchor_tensors, match_anchor, refuse_shared
-from tpgm.buffers import Batches, Buffers, FollowingBuffers, check_buffers, reestimate
-from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
+from tpgm.buffers import Batches, Buffers, FollowingBuffers, reestimate
+from tpgm.names import aliases, canonical, matches, require_match, unwrap
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checks.keywords
 @torch.no_grad()
 def interpolate(
     model: Model,
@@ -38,19 +39,17 @@ def interpolate(
     with the interpolated weights, by `tpgm.buffers.reestimate`. None, the default, is "move" where the anchor has
     buffers, which is what averaging two state dicts does.
 
-    Raises ValueError for an anchor that does not fit or shares memory with the model, a pattern that matches nothing,
-    an alpha that is not finite, an unknown word for buffers, or batches missing or given in vain; TypeError for an
-    anchor of another kind.
+    Raises ValueError for an anchor that does not fit or shares memory with the model, NaN or infinite weights, a
+    pattern that matches nothing, an alpha that is not finite, an unknown word for buffers, or batches missing or given
+    in vain; TypeError for an anchor or model of another kind.
     """
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be a finite number, got {alpha}")
+    checks.module("model", model)
+    alpha = checks.number("alpha", alpha)
     if buffers is not None:
-        check_buffers(buffers)
+        checks.choice("buffers", buffers, get_args(Buffers))
     if (batches is not None) != (buffers == "reestimate"):
         raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
-    exclude = as_patterns(exclude, "exclude")
-    if isinstance(anchor, str):
-        raise TypeError(f"interpolate takes a module or a state dict as anchor, got {anchor!r}")
+    exclude = checks.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     for pattern in exclude:
         require_match(pattern, [*aliases(model), *given], "exclude")
@@ -58,6 +57,10 @@ def interpolate(
     names = [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in tied]
     start = match_anchor(model, anchor, names, exclude)
     refuse_shared(model, start)
+    own = aliases(model)
+    checks.finite(
+        {f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged"
+    )
     result = copy.deepcopy(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -46,25 +46,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def as_patterns(patterns: Sequence[str], argument: str) -> tuple[str, ...]:
-    """The patterns as a tuple; TypeError for a single string, which would be read letter by letter."""
-    if isinstance(patterns, str):
-        raise TypeError(f"{argument} takes a sequence of patterns; write {argument}=[{patterns!r}]")
-    return tuple(patterns)
-
-
 def require_match(pattern: str, names: Iterable[str], argument: str) -> None:
     """Raise ValueError, with names that come close, if `pattern` fits none of `names`."""
     names = list(names)
     if not any(fnmatchcase(name, pattern) for name in names):
         near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
         raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'? " with the nearest of the known names, for an error message; "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def blocks(names: Iterable[str]) -> dict[str, list[str]]:
