@@ -27,7 +27,8 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        reason = f"cannot write {path}: {error.strerror or error}; choose another path or folder, or make room"
+        raise OSError(error.errno, reason) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -85,7 +86,8 @@ def own_folder(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write into {folder}: {error.strerror or error}") from error
+        reason = f"cannot write into {folder}: {error.strerror or error}; choose another folder for the output"
+        raise OSError(error.errno, reason) from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.cli import pairs, path
+from tpgm.cli import number, pairs, path
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -29,9 +29,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     experiment.add_argument("--label", action="append", default=[], help="of the study: these labels only")
     experiment.add_argument(
-        "--out", type=Path, required=True, help="file of JSON lines; what has a row is not run again"
+        "--out", type=path, required=True, help="file of JSON lines; what has a row is not run again"
     )
-    experiment.add_argument("--store", type=Path, help="folder where stages that several methods share are kept")
+    experiment.add_argument("--store", type=path, help="folder where stages that several methods share are kept")
     experiment.add_argument("--quiet", action="store_true", help="no progress bars")
     experiment.set_defaults(run=_experiment)
 
@@ -43,7 +43,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     results.add_argument("files", nargs="+", type=Path, help="files of JSON lines")
     results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
-    results.add_argument("--plot", type=Path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
+    results.add_argument("--plot", type=path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
     results.set_defaults(run=_results)
 
     pretrain = commands.add_parser(
@@ -54,8 +54,8 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     pretrain.add_argument("recipe", help="a name of tpgm.book.pretraining.RECIPES: icons-resnet or icons-vit")
     pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--epochs", type=int, help="other than the recipe's")
+    pretrain.add_argument("--seed", type=number(0, whole=True), default=0)
+    pretrain.add_argument("--epochs", type=number(1, whole=True), help="other than the recipe's")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
     pretrain.set_defaults(run=_pretrain)
 
@@ -66,11 +66,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         epilog="Example: tpgm recipe domainnet-clip-rn50 --root data/domainnet --checkpoint RN50.pt --out rows.jsonl",
     )
     recipe.add_argument("recipe", help="a name of tpgm.book.experiments.full_scale.RECIPES")
-    recipe.add_argument("--root", type=Path, required=True, help="folder of the data's official layout")
+    recipe.add_argument("--root", type=path, required=True, help="folder of the data's official layout")
     recipe.add_argument("--checkpoint", required=True, help="file of the recipe's weights")
-    recipe.add_argument("--out", type=Path, required=True, help="file of JSON lines; what it has is not run again")
+    recipe.add_argument("--out", type=path, required=True, help="file of JSON lines; what it has is not run again")
     recipe.add_argument("--method", action="append", default=[], help="these methods only")
-    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--seed", type=number(0, whole=True), default=0)
     recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
     recipe.add_argument("--quiet", action="store_true", help="no progress bars")
     recipe.set_defaults(run=_recipe)
@@ -101,11 +101,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     run.add_argument(
         "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
     )
-    run.add_argument("--out", help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
+    run.add_argument("--out", type=path, help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
     run.add_argument("--parameters", action="store_true", help="list the notebook's parameters, run nothing")
     run.add_argument(
         "--limit",
-        type=float,
+        type=number(0, above=True),
         default=86_400,
         metavar="SECONDS",
         help="of each cell, after which it fails (default: a day)",
@@ -125,16 +125,22 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     sweep.add_argument("--out", help="folder or fsspec URL of the results (needed unless --list)")
     sweep.add_argument("--profile", help="a profile of the grid: smoke, quick, full or its own")
     sweep.add_argument(
-        "--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)"
+        "--retries",
+        type=number(0, whole=True),
+        default=1,
+        metavar="N",
+        help="computations more of what fails (default 1)",
     )
     sweep.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster, or its JSON file (default: this machine)"
     )
-    sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
-    sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
+    sweep.add_argument(
+        "--workers", type=number(1, whole=True), help="runs at a time (default: one for each GPU, else each core)"
+    )
+    sweep.add_argument("--threads", type=number(1, whole=True), help="of each run (default: the cores, shared out)")
     sweep.add_argument(
         "--limit",
-        type=float,
+        type=number(0, above=True),
         default=86_400,
         metavar="SECONDS",
         help="of each run, after which it fails (default: a day)",
@@ -149,7 +155,7 @@ def _once(pairs: Iterable[Sequence[str]], where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{where} has {name} twice: {found[name]!r} and {value!r}")
+            raise ValueError(f"{where} has {name} twice: {found[name]!r} and {value!r}; give it once")
         found[name] = value
     return found
 
@@ -162,12 +168,15 @@ def _experiment(args: argparse.Namespace) -> None:
 
         if args.config:
             raise ValueError("give configuration keys or --protocol, not both")
-        count = find_study(args.protocol).run(
+        study = find_study(args.protocol)
+        experiment.check_file(args.out)
+        count = study.run(
             args.out, labels=args.label, store=args.store, progress=not args.quiet and sys.stderr.isatty()
         )
         print(f"{count} runs, rows in {args.out}")
         return
     config = experiment.parse(pairs(args.config, "a configuration"))
+    experiment.check_file(args.out)
     rows = experiment.read(args.out) if args.out.exists() else []
     if not experiment.missing([config], rows):
         print(f"{args.out} has this row already")
@@ -184,16 +193,22 @@ def _results(args: argparse.Namespace) -> None:
 
     rows = experiment.read(*args.files)
     if not rows:
-        raise ValueError(f"no rows in {', '.join(map(str, args.files))}")
+        raise ValueError(f"no rows in {', '.join(map(str, args.files))}: give files that tpgm experiment wrote")
+    experiment.check_rows(rows, ", ".join(map(str, args.files)))
     if args.plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
         from tpgm.book.plots.comparison import id_against_ood
         from tpgm.files import write_aside
 
+        kind, kinds = args.plot.suffix.lstrip(".") or "png", FigureCanvasBase.get_supported_filetypes()
+        if kind not in kinds:
+            raise ValueError(f"--plot {args.plot}: the figure's file must end in one of {', '.join(sorted(kinds))}")
         panels: dict[str, dict[str, variants.Variant]] = {}
         for (model, label, number), variant in variants.grouped(rows).items():
             panels.setdefault(model, {})[f"{label} {number}"] = variant
         with write_aside(args.plot) as aside:
-            id_against_ood(panels).savefig(aside, format=args.plot.suffix.lstrip(".") or "png")
+            id_against_ood(panels).savefig(aside, format=kind)
         print(f"figure: {args.plot}", file=sys.stderr)
     if args.csv:
         print(frames.flat(rows).to_csv(index=False), end="")
@@ -270,8 +285,6 @@ def _run(args: argparse.Namespace) -> None:
         for p in notebooks.declared(path).values():
             print(f"{p.name:14s} {p.kind:6s} {p.text:16} {p.help}")
         return
-    if not args.limit > 0:
-        raise ValueError(f"--limit must be above 0 seconds, got {args.limit}")
     parameters = notebooks.parse(path, _once(args.given, "-p"))
     out = args.out or f"{path.stem}.out.ipynb"
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.anchor import _listing
 from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, head_of, preparation_of
@@ -46,9 +47,10 @@ class Pretrained:
         side is cropped. A class without a name is called by its number.
         Raises OSError naming a file that is not an image, TypeError for another tensor.
         """
+        checks.number("top", top, 1, whole=True)
         pixels = image if isinstance(image, Tensor) else _pixels(image, self.preparation.size)
         if pixels.ndim != 3:
-            raise ValueError(f"predict takes one image of shape (3, H, W), got {tuple(pixels.shape)}")
+            raise ValueError(f"predict takes an image of shape (3, H, W), got {tuple(pixels.shape)}")
         device = next(self.model.parameters()).device
         was_training = self.model.training
         self.model.eval()
@@ -69,7 +71,9 @@ def _pixels(image: Image | str | Path, size: int) -> Tensor:
             with images.open(image) as file:
                 image = file.convert("RGBA")
         except OSError as error:
-            raise OSError(f"cannot read the image {image}: {error}") from error
+            raise OSError(f"cannot read the image {image}: {error}; check the path or replace the file") from error
+    if not hasattr(image, "convert"):
+        raise TypeError(f"image must be a PIL image, a path or a (3, H, W) uint8 tensor, got {checks.shown(image)}")
     rgba = image.convert("RGBA")
     on_white = images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     pixels: Tensor = resize_and_crop(size)(on_white)
@@ -105,7 +109,7 @@ def filled(
             "new one"
         )
     if class_names is not None and len(class_names) != classes:
-        raise ValueError(f"{len(class_names)} class names for {classes} classes")
+        raise ValueError(f"class_names has {len(class_names)} names for {classes} classes: give one for each")
     if plan is not None and num_classes is None:
         model = plan.build(classes)
     exclude = () if num_classes is None else (f"{head}.*",)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
@@ -20,6 +21,7 @@ FORMAT = 1
 KEY = "tpgm"
 
 
+@checks.keywords
 def save(
     path: str | Path,
     start: Pretrained,
@@ -37,13 +39,23 @@ def save(
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    tensors = {n: t.detach().cpu() for n, t in model.state_dict().items()}
-    names = start.class_names if class_names is None else tuple(class_names)
+    if not isinstance(start, Pretrained):
+        raise TypeError(f"start must be the Pretrained that tpgm.models.load returned, got {checks.shown(start)}")
+    tensors = {n: t.detach().cpu() for n, t in checks.module("model", model).state_dict().items()}
+    names = start.class_names if class_names is None else checks.sequence("class_names", class_names, "name")
+    if dtype is not None:
+        checks.dtype("dtype", dtype)
+    try:
+        json.dumps(kept := dict(notes or {}))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes must be JSON values: {error} in {checks.shown(notes)}") from None
     weight = tensors.get(f"{start.head}.weight")
     if weight is None:
         raise ValueError(f"the model has no {start.head}.weight: start.head must name its classifier")
     if names is not None and len(names) != len(weight):
-        raise ValueError(f"{len(names)} class names for a model with {len(weight)} classes")
+        raise ValueError(
+            f"class_names has {len(names)} names for a model with {len(weight)} classes: give one for each"
+        )
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.ndim > 1 and t.is_floating_point() else t for n, t in tensors.items()}
     about = {
@@ -53,7 +65,7 @@ def save(
         "head": start.head,
         "preparation": asdict(start.preparation),
         "class_names": names,
-        "notes": dict(notes or {}),
+        "notes": kept,
     }
     # tied tensors would share memory, which the format refuses
     separate = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}

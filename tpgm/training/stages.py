@@ -28,7 +28,11 @@ class StageStore:
     def __init__(self, root: Path) -> None:
         """Make the folder. Raises OSError if it cannot be made."""
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"store {root} cannot be made ({reason}): choose another folder") from error
 
     def file(self, stages: list[Stage], identity: dict[str, Any]) -> Path:
         """The file of the last of `stages`, the others being those before it; identity: of the run."""
