@@ -31,9 +31,8 @@ def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | 
     `model` has such names itself."""
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
-    elif not isinstance(anchor, Mapping):
-        raise TypeError(f"anchor must be a module or a state dict (of a file: torch.load), got {checks.shown(anchor)}")
-    checks.mapping("anchor", anchor, "from parameter names to tensors, as state_dict() gives it")
+    checks.instance("anchor", anchor, Mapping, "a module or a state dict (of a file: torch.load)")
+    checks.mapping("anchor", anchor, "from names to tensors")
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
     if named and not own and all(name.startswith("module.") for name in named):

@@ -47,10 +47,7 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     """
     modules = with_statistics(checks.module("model", model))
     if not callable(batches) and (isinstance(batches, str) or not isinstance(batches, Iterable)):
-        raise TypeError(
-            f"batches must be batches of inputs, or a function without arguments that makes the forward passes, got "
-            f"{checks.shown(batches)}"
-        )
+        raise TypeError(f"batches must be batches or a function that makes forward passes, got {checks.shown(batches)}")
     if modules:
         with interrupts.held():
             _reestimate(model, modules, batches)

@@ -46,11 +46,10 @@ def hint(name: object, known: Iterable[str]) -> str:
 
 def range_of(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> str:
     """A range in words; above, below: without its low or high end."""
-    if math.isfinite(high) and not (above or below):
-        return f"between {low:g} and {high:g}"
-    least = f"{'above' if above else 'at least'} {low:g}" if math.isfinite(low) else ""
-    most = f"{'below' if below else 'at most'} {high:g}" if math.isfinite(high) else ""
-    return " and ".join(filter(None, (least, most)))
+    least = f"{'above' if above else 'at least'} {low:g}" * math.isfinite(low)
+    most = f"{'below' if below else 'at most'} {high:g}" * math.isfinite(high)
+    closed = least and most and not (above or below)
+    return f"between {low:g} and {high:g}" if closed else " and ".join(filter(None, (least, most)))
 
 
 def number(
@@ -68,18 +67,14 @@ def number(
     whole: int only. above, below: the ends of the range do not belong to it. Raises ValueError.
     """
     plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta else value
-    kind = Integral if whole else Real
-    words = " ".join(
-        filter(
-            None, (f"must be a {'whole' if whole else 'finite'} number", range_of(low, high, above=above, below=below))
-        )
-    )
-    if isinstance(plain, bool) or not isinstance(plain, kind):
-        raise ValueError(f"{name} {words}, got {shown(value)}")
-    plain = int(plain) if isinstance(plain, Integral) else float(plain)
-    inside = (low < plain if above else low <= plain) and (plain < high if below else plain <= high)
-    if not (inside and math.isfinite(plain)):
-        raise ValueError(f"{name} {words}, got {plain}")
+    good = isinstance(plain, Integral if whole else Real) and not isinstance(plain, bool)
+    if good:
+        plain = int(plain) if isinstance(plain, Integral) else float(plain)
+        ends = (above and plain == low) or (below and plain == high)
+        good = math.isfinite(plain) and low <= plain <= high and not ends
+    if not good:
+        words = f"a {'whole' if whole else 'finite'} number {range_of(low, high, above=above, below=below)}".strip()
+        raise ValueError(f"{name} must be {words}, got {plain if isinstance(plain, int | float) else shown(plain)}")
     return plain
 
 
@@ -103,89 +98,57 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 # --- objects
 
 
-def text(name: str, value: Any) -> str:
-    """A text. Raises TypeError."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, got {shown(value)}")
+def instance(name: str, value: Any, kinds: Any, about: str) -> Any:
+    """The value if it is of these types; about: what it must be. Raises TypeError."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {about}, got {shown(value)}")
     return value
+
+
+def module(name: str, value: Any) -> nn.Module:
+    """A model. Raises TypeError."""
+    return instance(name, value, nn.Module, "an nn.Module (an instance, not a class or a state dict)")  # type: ignore[no-any-return]
 
 
 def sequence(name: str, value: Any, of: str = "pattern") -> tuple[str, ...]:
     """Texts as a tuple. Raises TypeError for a single one, which would be read letter by letter, and for None."""
     if isinstance(value, str):
         raise TypeError(f"{name} takes a sequence of {of}s; write {name}=[{value!r}]")
-    if not isinstance(value, Iterable) or isinstance(value, Tensor | nn.Module):
-        raise TypeError(f"{name} takes a sequence of {of}s, () for none, got {shown(value)}")
-    found = tuple(value)
-    if bad := [one for one in found if not isinstance(one, str)]:
-        raise TypeError(f"{name} takes a sequence of {of}s, each a text such as 'head.*', got {shown(bad[0])}")
+    found = tuple(instance(name, value, Iterable, f"a sequence of {of}s, () for none"))
+    for one in found:
+        instance(f"each of {name}", one, str, f"a {of}, a text")
     return found
 
 
-def mapping(name: str, value: Any, of: str) -> Mapping[str, Any]:
-    """A mapping by name; of: what it should be, with an example. Raises TypeError."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name} must be a mapping, {of}, got {shown(value)}")
-    return value
-
-
-def module(name: str, value: Any) -> nn.Module:
-    """A model. Raises TypeError."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(
-            f"{name} must be an nn.Module (an instance, not a class, path or state dict), got {shown(value)}"
-        )
-    return value
-
-
-def function(name: str, value: Any, about: str) -> Any:
-    """Something that can be called; about: with what, giving what. Raises TypeError."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function, {about}, got {shown(value)}")
+def mapping(name: str, value: Any, about: str) -> Any:
+    """A mapping by name; about: from which names to what. Raises TypeError."""
+    for key in instance(name, value, Mapping, f"a mapping {about}"):
+        instance(f"each key of {name}", key, str, "a name")
     return value
 
 
 def path(name: str, value: Any) -> Path:
     """A path. Raises TypeError for another kind, ValueError for an empty one."""
-    if not isinstance(value, str | PathLike):
-        raise TypeError(f"{name} must be a path, got {shown(value)}")
-    if not str(value).strip():
+    if not str(instance(name, value, str | PathLike, "a path")).strip():
         raise ValueError(f"{name} is an empty path ({value!r}): name a file or folder, '.' for this folder")
     return Path(value)
 
 
 def dtype(name: str, value: Any) -> torch.dtype:
-    """A floating-point type. Raises TypeError for a word, naming torch's own, ValueError for another type."""
-    if not isinstance(value, torch.dtype):
-        known = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16", "float16": "float16"}
-        raise TypeError(
-            f"{name} must be a torch.dtype such as torch.{known.get(str(value), 'bfloat16')}, got {value!r}"
-        )
-    if not value.is_floating_point:
+    """A floating-point type. Raises TypeError for a word, ValueError for another type."""
+    if not instance(
+        name, value, torch.dtype, "a torch.dtype such as torch.bfloat16 or torch.float16"
+    ).is_floating_point:
         raise ValueError(f"{name} must be a floating-point type such as torch.bfloat16, got {value}")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def device(name: str, value: Any) -> torch.device:
     """A device that is there. Raises ValueError."""
     try:
-        found = torch.device(value)
-        torch.empty(0, device=found)
+        return torch.empty(0, device=torch.device(value)).device
     except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0][:120]
-        raise ValueError(
-            f"{name} must be a device that is there, such as 'cpu' or 'cuda:0', got {value!r} ({reason})"
-        ) from None
-    return found
-
-
-def tensor(name: str, value: Any) -> Tensor:
-    """A tensor of real floating-point numbers. Raises TypeError."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {shown(value)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}: convert it by .float()")
-    return value
+        raise ValueError(f"{name} must be a device that is there, such as 'cpu', got {value!r}: {error}") from None
 
 
 def broken(value: Tensor) -> str | None:
@@ -200,8 +163,7 @@ def broken(value: Tensor) -> str | None:
 def finite(tensors: Mapping[str, Tensor], cure: str) -> None:
     """Raise ValueError, with names, for tensors that hold NaN or infinite values."""
     if bad := [f"{name} {what}" for name, value in tensors.items() if (what := broken(value))]:
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise ValueError(f"{', '.join(bad[:5])}{more}; {cure}")
+        raise ValueError(f"{', '.join(bad[:5])}{' and more' * (len(bad) > 5)}; {cure}")
 
 
 # --- calls

@@ -47,6 +47,7 @@ from tpgm.projection import NORMS, Norm, count_rows, row_ratios
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
 
+UNCHANGED = "radii and weights are unchanged: check the batch, or lower the learning rate of the training"
 EPS = 1e-8  # the published code's guard in the ratio, and its smallest radius
 
 
@@ -118,12 +119,9 @@ class TPGM:
         buffers: Buffers | None = None,
     ) -> None:
         checks.module("model", model)
-        for what, word, known in (
-            ("norm", norm, NORMS),
-            ("unit", unit, get_args(Unit)),
-            ("start", start, get_args(Start)),
-        ):
-            checks.choice(what, word, known)
+        checks.choice("norm", norm, NORMS)
+        checks.choice("unit", unit, get_args(Unit))
+        checks.choice("start", start, get_args(Start))
         if buffers is not None:
             checks.choice("buffers", buffers, get_args(Buffers))
         lr, penalty, tv = (checks.number(n, v, 0) for n, v in (("lr", lr), ("penalty", penalty), ("tv", tv)))
@@ -228,10 +226,7 @@ class TPGM:
         else:
             members = []
             if isinstance(groups, str) or not isinstance(groups, Iterable) or not (groups := list(groups)):
-                raise TypeError(
-                    f"groups takes a sequence of sequences of patterns, such as [['layer1.*'], ['layer2.*']], or None "
-                    f"for blocks found from the names; got {groups!r}, write it as [[…]]"
-                )
+                raise TypeError(f"groups must be None or groups of patterns such as [['a.*'], ['b.*']], got {groups!r}")
             for group in groups:
                 if not (patterns := checks.sequence("groups", group)):
                     raise ValueError(f"groups has an empty group, {group!r}: give each at least one pattern")
@@ -295,7 +290,7 @@ class TPGM:
         ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
         are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
-        checks.function("closure", closure, "without arguments, that returns the loss on a validation batch")
+        checks.instance("closure", closure, Callable, "a function without arguments, that returns the loss")
         self._warn_of_statistics(3)
         self._warn_of_unfrozen(3)
         with held():
@@ -316,10 +311,7 @@ class TPGM:
         value, untouched = self._average(loss, slopes, touched)
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
-            raise FloatingPointError(
-                "the gradient of the validation loss is NaN or infinite; radii are unchanged. Check the validation "
-                "batch, or lower the learning rate of the training"
-            )
+            raise FloatingPointError(f"the gradient of the validation loss is NaN or infinite; {UNCHANGED}")
         deliver()  # the last moment at which radii can stay as they were
         self._norms, self._measured_at = norms, self._versions()
         with torch.no_grad():
@@ -425,9 +417,7 @@ class TPGM:
         cure = "construct TPGM as when the state was saved, or take another state"
         checks.mapping("state", state, "as TPGM's state_dict() returned it")
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
-            raise ValueError(
-                f"state is not of TPGM: it lacks {', '.join(sorted(absent))}; give what state_dict() returned"
-            )
+            raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}; give one of state_dict()")
         for what, default in (("norm", None), ("unit", "norm"), ("buffers", self.buffers)):
             if (theirs := state.get(what, default)) != (own := getattr(self, what)):
                 raise ValueError(f"the state has {what} {theirs!r}, this constraint {own!r}; {cure}")
@@ -438,9 +428,7 @@ class TPGM:
                 f"{sorted(ours - set(radii))[:5]} and has {sorted(set(radii) - ours)[:5]} besides; {cure}"
             )
         if set(state["anchor"]) != ours or any(isinstance(r, Tensor) and r.numel() != 1 for r in radii.values()):
-            raise ValueError(
-                f"the state is damaged: it does not hold one radius and one anchor for each parameter; {cure}"
-            )
+            raise ValueError(f"the state is damaged: it lacks the one radius or anchor of a parameter; {cure}")
         for name, r in radii.items():
             if not isinstance(r, Tensor) or not float(r) >= 0:
                 got = float(r) if isinstance(r, Tensor) else repr(r)
@@ -448,7 +436,7 @@ class TPGM:
         norms = state["norms"]
         if norms is not None and [len(n) for n in norms] != self._rows:
             raise ValueError(f"norms of the state are of {len(norms)} tensors or other rows, not this model's; {cure}")
-        checks.finite({f"norms of {n} in the state": t for n, t in zip(ours, norms or (), strict=False)}, cure)
+        checks.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
         for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
             if not torch.allclose(saved.cpu(), own_print, rtol=1e-9, atol=1e-9 * float(own_print[1])):
@@ -562,10 +550,8 @@ class TPGM:
         norms = norms if self._shards is None else self._shards.norms(norms)
         if not bool(self._flat(norms).isfinite().all()):
             bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
-            raise FloatingPointError(
-                f"weights are NaN or infinite in {', '.join(bad[:5])}: load a state from before the training diverged, "
-                "and lower its learning rate"
-            )
+            names = ", ".join(bad[:5])
+            raise FloatingPointError(f"weights are NaN or infinite in {names}: lower the learning rate of the training")
         return norms
 
     @torch.no_grad()
@@ -634,10 +620,7 @@ class TPGM:
             untouched = slopes.new_tensor(touched) == 0
         result = float(value)
         if not math.isfinite(result):
-            raise FloatingPointError(
-                f"the validation loss is {result}; radii and weights are unchanged. Check the validation batch, or "
-                "lower the learning rate of the training"
-            )
+            raise FloatingPointError(f"the validation loss is {result}; {UNCHANGED}")
         return result, untouched
 
     @contextmanager

@@ -84,9 +84,11 @@ def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm =
     """
     checks.choice("norm", norm, NORMS)
     for name, tensor in (("weight", weight), ("anchor", anchor)):
-        checks.tensor(name, tensor)
+        checks.instance(name, tensor, Tensor, "a tensor")
     if weight.shape != anchor.shape:
         raise ValueError(f"weight {tuple(weight.shape)} and anchor {tuple(anchor.shape)} must have the same shape")
+    if not (weight.is_floating_point() and anchor.is_floating_point()):
+        raise TypeError(f"weight and anchor must be floating point, got {weight.dtype} and {anchor.dtype}")
     rows = count_rows(weight, norm)
     if not isinstance(radius, Tensor):
         radius = math.inf if radius == math.inf else checks.number("radius", radius, 0)

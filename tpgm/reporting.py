@@ -117,9 +117,8 @@ def report(constraint: TPGM, path: str | Path | None = None, *, title: str = "Ra
     Raises TypeError for anything but a `TPGM`, ValueError for an unknown file ending, ImportError if a picture is asked
     for without matplotlib.
     """
-    if not isinstance(constraint, TPGM):
-        raise TypeError(f"constraint must be a tpgm.TPGM, got {checks.shown(constraint)}")
-    checks.text("title", title)
+    checks.instance("constraint", constraint, TPGM, "a tpgm.TPGM")
+    checks.instance("title", title, str, "a text")
     if path is not None:
         path = checks.path("path", path)
     result = Report(constraint, title)

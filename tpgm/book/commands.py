@@ -255,6 +255,8 @@ def _data(args: argparse.Namespace) -> None:
             fetch()
         print(markdown(topics.table(args.source or "")))
         return
+    if args.source and args.source != "tiny" and not Path(args.source).is_file():
+        raise FileNotFoundError(f"--source {args.source}: no such file; give the package's tarball, or 'tiny'")
     common = {"source": args.source, "progress": not args.quiet}
     if args.what == "splits":
         upstream = args.subset == "upstream"

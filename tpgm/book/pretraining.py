@@ -20,7 +20,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpo
 from tpgm.book.icon_benchmark import DOMAINS, icon_collection, icons_upstream
 from tpgm.data import DataSplits, ImageArray, LabelledData
 from tpgm.data.preparation import Preparation
-from tpgm.files import read_state, write_aside, write_state
+from tpgm.files import make_folder, read_state, write_aside, write_state
 from tpgm.models.architectures import Architecture, head_of, need
 from tpgm.models.pretrained import Pretrained
 from tpgm.models.storage import save
@@ -99,7 +99,7 @@ def pretrain(
     plan = replace(plan, **changes)
     if not 0 <= plan.small_epochs <= plan.epochs or plan.epochs < 1:
         raise ValueError(f"need 0 <= small_epochs <= epochs and 1 <= epochs, got {plan.small_epochs}, {plan.epochs}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     data = icons_upstream(source=source, progress=progress)
     run = _Pretraining(name, plan, data, seed, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     run.train(path.with_suffix(".checkpoint"), progress)

@@ -51,14 +51,12 @@ def image_folder(
     for what, share in (("val_share", val_share), ("test_share", test_share)):
         checks.number(what, share, 0, 1, above=True, below=True)
     if val_share + test_share >= 1:
-        raise ValueError(
-            f"val_share {val_share} and test_share {test_share} must sum to below 1: the rest is to train on"
-        )
+        raise ValueError(f"val_share {val_share} and test_share {test_share} must sum to below 1")
     checks.number("fraction", fraction, 0, 100, above=True)
     checks.number("seed", seed, whole=True)
     for what, change in (("transform", transform), ("train_transform", train_transform)):
         if change is not None:
-            checks.function(what, change, "from a PIL image to an image")
+            checks.instance(what, change, Callable, "a function from a PIL image to an image")
     ood = checks.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
     if (root / "train").is_dir():
         class_names = class_folders(root / "train")

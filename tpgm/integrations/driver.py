@@ -38,7 +38,7 @@ class Batches:
             )
         if not len(dataset):
             raise ValueError("the validation data are empty: give at least one item")
-        checks.function("collate", collate, "that makes a batch of a list of items")
+        checks.instance("collate", collate, Callable, "a function that makes a batch of a list of items")
         batch_size = checks.number("batch_size", batch_size, 1, whole=True)
         checks.number("seed", seed, whole=True)
         self.dataset, self.collate, self.batch_size, self.seed = dataset, collate, batch_size, seed

@@ -218,7 +218,7 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(default, tuple):
         return checks.sequence(name, value)
     if isinstance(default, str):
-        return checks.choice(name, value, choices) if choices else checks.text(name, value)
+        return checks.choice(name, value, choices) if choices else checks.instance(name, value, str, "a text")
     found = checks.number(name, value, low, high, whole=isinstance(default, int), below=f.metadata["below"])
     return type(default)(found)
 

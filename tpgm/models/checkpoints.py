@@ -82,17 +82,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 f"{path} is a program (TorchScript), not a checkpoint. If you trust it, take its tensors out once: "
                 "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), 'weights.pth')"
             ) from error
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint; it may be cut short, copy it anew: {_first(error)}"
-        ) from error
+        raise ValueError(f"{path} is no checkpoint, or cut short (copy it anew): {_first(error)}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise ValueError(
-            f"{path} holds no tensors by name; save the model's state dict: torch.save(model.state_dict(), …)"
-        )
+        raise ValueError(f"{path} holds no tensors by name; save model.state_dict()")
     return tensors, None
 
 

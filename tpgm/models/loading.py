@@ -53,8 +53,8 @@ def load(
             checks.number(what, value, 1, whole=True)
     names = None if class_names is None else checks.sequence("class_names", class_names, "name")
     templates = checks.sequence("templates", templates, "template")
-    if not isinstance(architecture, str | Architecture | nn.Module | None):
-        raise TypeError(f"architecture must be a name such as 'timm/resnet50' or a module, got {architecture!r}")
+    into = str | Architecture | nn.Module | None
+    checks.instance("architecture", architecture, into, "a name such as 'timm/resnet50' or a module")
     text = str(name)
     source, _, rest = text.partition("/")
     if isinstance(architecture, str):

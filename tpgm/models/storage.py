@@ -39,8 +39,7 @@ def save(
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    if not isinstance(start, Pretrained):
-        raise TypeError(f"start must be the Pretrained that tpgm.models.load returned, got {checks.shown(start)}")
+    checks.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
     tensors = {n: t.detach().cpu() for n, t in checks.module("model", model).state_dict().items()}
     names = start.class_names if class_names is None else checks.sequence("class_names", class_names, "name")
     if dtype is not None:
@@ -53,9 +52,7 @@ def save(
     if weight is None:
         raise ValueError(f"the model has no {start.head}.weight: start.head must name its classifier")
     if names is not None and len(names) != len(weight):
-        raise ValueError(
-            f"class_names has {len(names)} names for a model with {len(weight)} classes: give one for each"
-        )
+        raise ValueError(f"class_names has {len(names)} names for {len(weight)} classes: give one for each")
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.ndim > 1 and t.is_floating_point() else t for n, t in tensors.items()}
     about = {

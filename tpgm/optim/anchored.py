@@ -51,11 +51,11 @@ class AnchoredOptimizer(Optimizer):
     _wide: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: Iterable[Any], anchor: Anchors, defaults: Group) -> None:
-        if isinstance(params, nn.Module):
-            raise TypeError(
-                f"params must be parameters, got {checks.shown(params)}: give model.parameters() or .named_parameters()"
-            )
-        params = params if isinstance(params, Tensor) else list(params)
+        if isinstance(params, nn.Module | Tensor):
+            raise TypeError(f"params must be parameters, as of model.parameters(), got {checks.shown(params)}")
+        params = list(params)
+        if not params:
+            raise ValueError("params is empty: give at least one of the model's parameters")
         by_order = not (anchor is None or anchor is False or isinstance(anchor, str | Mapping))
         if by_order and len(params) > 1 and isinstance(params[0], dict):
             raise ValueError(
@@ -98,7 +98,7 @@ class AnchoredOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            checks.function("closure", closure, "without arguments, or None")
+            checks.instance("closure", closure, Callable, "a function without arguments, or None")
             with torch.enable_grad():
                 loss = closure()
         ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
@@ -252,9 +252,7 @@ def _anchors(group: Group) -> list[Tensor]:
         return []
     if isinstance(anchor, str | bool) or not (anchor is None or isinstance(anchor, Iterable)):
         if anchor != "zero":
-            raise ValueError(
-                f"anchor must be None, False, 'zero', a sequence of tensors or a mapping from names, got {anchor!r}"
-            )
+            raise ValueError(f"anchor must be None, False, 'zero', a sequence or a mapping of tensors, got {anchor!r}")
         return [sharded.alike(zero(local(p.detach())), p) for p in params]
     if isinstance(anchor, Mapping):
         if params and "param_names" not in group:
@@ -270,12 +268,8 @@ def _anchors(group: Group) -> list[Tensor]:
         raise ValueError(f"{len(tensors)} anchors for {len(params)} parameters; give one for each, in their order")
     for label, p, tensor in zip(labels, params, tensors, strict=True):
         if not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"{label}: the anchor must be a tensor, got {checks.shown(tensor)} ({type(tensor).__name__})"
-            )
-        checks.finite(
-            {f"the anchor of {label}": local(tensor.detach())}, "load the weights anew, or give another anchor"
-        )
+            raise ValueError(f"{label}: the anchor must be a tensor, got {tensor!r:.60}, a {type(tensor).__name__}")
+        checks.finite({f"the anchor of {label}": local(tensor.detach())}, "load the weights anew or give others")
         if tensor.shape != p.shape or not tensor.is_floating_point():
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"

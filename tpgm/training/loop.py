@@ -69,13 +69,9 @@ def finetune(
     """
     chosen = make(method, settings)
     folder = None if out is None else checks.path("out", out)
-    if not isinstance(model, models.Pretrained | str | Path):
-        raise TypeError(
-            f"model must be a name or file for tpgm.models.load, or the Pretrained it returned (of a module of your "
-            f"own: tpgm.models.load(file, architecture=module)), got {checks.shown(model)}"
-        )
-    if not isinstance(data, DataSplits):
-        raise TypeError(f"data must be the DataSplits of tpgm.data, e.g. image_folder(…), got {checks.shown(data)}")
+    of = "a name or file for tpgm.models.load, or the Pretrained it returned (which takes your module as architecture)"
+    checks.instance("model", model, models.Pretrained | str | Path, of)
+    checks.instance("data", data, DataSplits, "the DataSplits of tpgm.data, such as image_folder(…)")
     if size is not None:
         checks.number("size", size, 1, whole=True)
     checks.flag("progress", progress)

@@ -201,6 +201,8 @@ def _agrees(run: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
 
 def _nested(run: Mapping[str, Any]) -> dict[str, Any]:
     """Whole entries first, then what dotted names change in them."""
+    if odd := [name for name in run if not isinstance(name, str)]:
+        raise ValueError(f"{odd[0]!r} is not the name of a parameter: put a text in its place")
     found = {name: dict(value) if isinstance(value, dict) else value for name, value in run.items() if "." not in name}
     for name, value in run.items():
         outer, dot, inner = name.partition(".")

@@ -20,7 +20,7 @@ from typing import Any
 
 from tpgm.book.notebook import PROFILES
 from tpgm.checks import hint
-from tpgm.files import write_aside
+from tpgm.files import make_folder, write_aside
 
 FAILED = ".failed.ipynb"
 _TYPES = {kind.__name__: kind for kind in (str, int, float, bool, list, dict, tuple)} | {"None": type(None)}
@@ -222,7 +222,7 @@ def run_notebook(
 
     source, target = find(notebook), Path(out).resolve()
     given, _ = checked(source, parameters or {})
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     failed, began = target.with_suffix(FAILED), time.perf_counter()
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory(dir=_short()) as sockets:
         for path in Path(beside).iterdir() if beside is not None and Path(beside).is_dir() else ():
