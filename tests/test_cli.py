@@ -93,10 +93,10 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
     [
         (["m", "icons", "--out", "x", "--method", "tpmg"], "did you mean 'tpgm'?"),
         (["m", "icons", "--out", "x", "--set", "lr"], "--set takes NAME=VALUE"),
-        (["m", "icons", "--out", "x", "--set", "lr=fast"], "lr must be of type float"),
+        (["m", "icons", "--out", "x", "--set", "lr=fast"], "lr must be a number"),
         (["m", "icons", "--out", "x", "--set", "epoch=3"], "did you mean 'epochs'?"),
         (["m", "icons", "--out", "x", "--ood", "a=b"], "--ood goes with a folder"),
-        (["m", "icons", "--out", "x", "--size", "0"], "--size must be at least 1"),
+        (["m", "icons", "--out", "x", "--size", "0"], "argument --size: must be a whole number at least 1"),
         (["m", "photos", "--out", "x", "--train-per-class", "3"], "--train-per-class goes with the icons"),
         (["m", "no-such-folder", "--out", "x"], "no-such-folder"),
         (["m", "p", "--out", "x", "--set", "lr=1", "--set", "lr=2"], "--set gives lr twice ('1' and '2')"),

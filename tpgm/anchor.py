@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm._engine.layout import place
 from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
@@ -32,8 +33,8 @@ def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | 
     `model` has such names itself."""
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
-    elif not isinstance(anchor, Mapping):
-        raise TypeError(f"anchor must be a module, a state dict or 'zero', got {anchor!r:.80}")
+    checks.instance("anchor", anchor, Mapping, "a module or a state dict (of a file: torch.load)")
+    checks.mapping("anchor", anchor, "from names to tensors")
     refuse_checkpoint(anchor)
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
@@ -98,7 +99,9 @@ def match_anchor(
             missing.append(name)
             continue
         tensor = found[name] = given[same[0]]
-        if tensor.shape != parameters[name].shape:
+        if not isinstance(tensor, Tensor):
+            misfits.append(f"{name}: must be a tensor, the anchor has a {type(tensor).__name__}")
+        elif tensor.shape != parameters[name].shape:
             misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
         elif tensor.is_meta or parameters[name].is_meta:
             misfits.append(f"{name}: on the device meta, without numbers; load the weights first")
@@ -106,8 +109,8 @@ def match_anchor(
             misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
         elif not parameters[name].is_floating_point():
             misfits.append(f"{name}: the model has dtype {parameters[name].dtype}, must be floating point")
-        elif not bool(torch.isfinite(tensor).all()):
-            misfits.append(f"{name}: anchor holds NaN or infinite values")
+        elif what := checks.broken(tensor):
+            misfits.append(f"{name}: anchor {what}; load the pre-trained weights anew")
     problems = [
         f"{what}:{_listing(lines)}"
         for what, lines in (

@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
+from tpgm._engine import interrupts
 from tpgm._engine.gradients import eval_mode
+from tpgm._engine.layout import dense
+from tpgm._engine.sharded import is_sharded
 from tpgm.names import canonical, matches, unwrap
 
 Buffers = Literal["keep", "move", "reestimate"]
 Batches = Iterable[Any] | Callable[[], Any]
-
-
-def check_buffers(buffers: str) -> None:
-    """Raise ValueError for an unknown word."""
-    if buffers not in get_args(Buffers):
-        known = ", ".join(map(repr, get_args(Buffers)))
-        raise ValueError(f"buffers must be one of {known}, got {buffers!r}")
 
 
 def with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
@@ -63,9 +60,15 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     Raises ValueError if no batch came, or one of a single image to a BatchNorm that sees no more of it; then, and if a
     pass raises, the statistics are as before.
     """
-    modules = with_statistics(model)
-    if not modules:
-        return
+    modules = with_statistics(checks.module("model", model))
+    if not callable(batches) and (isinstance(batches, str) or not isinstance(batches, Iterable)):
+        raise TypeError(f"batches must be batches or a function that makes forward passes, got {checks.shown(batches)}")
+    if modules:
+        with interrupts.held():
+            _reestimate(model, modules, batches)
+
+
+def _reestimate(model: nn.Module, modules: Sequence[nn.modules.batchnorm._NormBase], batches: Batches) -> None:
     before = [(m, m.momentum, dict(m._buffers)) for m in modules]
     copies = [{key: None if b is None else b.clone() for key, b in m._buffers.items()} for m in modules]
     reached = [False] * len(modules)
@@ -78,14 +81,11 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
                 m.momentum = None  # the cumulative mean
                 m.reset_running_stats()
             with more_than_one():
-                if callable(batches):
-                    batches()
-                else:
-                    _forward_passes(model, batches)
+                interrupts.passing(batches if callable(batches) else lambda: _forward_passes(model, batches))
         counts = [m.num_batches_tracked for m in modules]
         reached = [count is not None and bool(count > 0) for count in counts]
         if not any(reached):
-            raise ValueError("no batch to estimate running statistics from: batches is empty")
+            raise ValueError("no batch to estimate running statistics from: batches is empty, give at least one")
         if bad := [m for m, r in zip(modules, reached, strict=True) if r and not bool(m.running_var.isfinite().all())]:  # type: ignore[union-attr]
             reached = [False] * len(modules)
             raise FloatingPointError(f"running statistics are NaN or infinite in {len(bad)} modules; left as before")
@@ -111,31 +111,71 @@ def _forward_passes(model: nn.Module, batches: Iterable[Any]) -> None:
 
 
 @contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers of modules with running statistics, counts among them, are put back afterwards."""
-    saved = [(m, key, b.clone()) for m in with_statistics(model) for key, b in m._buffers.items() if b is not None]
+def state_kept(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
+    """Registered buffers of all modules, persistent or not, are put back afterwards: which they are, and their values.
+
+    attributes: so are numbers, texts, None and tensors among the attributes of modules that are not torch's own. What
+    lies in lists, dicts and other objects is not. A buffer that has got another dtype or device meanwhile keeps it.
+    """
+    places = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    if attributes:
+        own = (m for m in model.modules() if not type(m).__module__.startswith("torch."))
+        places += [(m.__dict__, dict(m.__dict__)) for m in own]
+    tensors = {id(t): t for _, before in places for t in before.values() if isinstance(t, Tensor)}
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}  # copied in one piece, which a GPU does in one kernel
+    for t in tensors.values():
+        if not (t.is_inference() or t.is_meta):
+            alone = is_sharded(t) or not dense(t)
+            alike.setdefault((t.device, t.dtype, alone and id(t)), []).append(t)
+    versions = [of[0]._version for of in alike.values()]
+    copies = [
+        of[0].detach().clone() if alone else torch.cat([t.detach().reshape(-1) for t in of])
+        for (*_, alone), of in alike.items()
+    ]
     try:
         yield
     finally:
-        _put_back(saved)
+        # by .data, which tells autograd nothing: a graph of the training may hold these tensors, with these values
+        for ((*_, alone), of), version, copy in zip(alike.items(), versions, copies, strict=True):
+            if not alone:  # in any case: torch's batch_norm changes statistics without counting the change
+                parts = torch.split(copy, [t.numel() for t in of])
+                torch._foreach_copy_([t.data for t in of], [part.view_as(t) for t, part in zip(of, parts, strict=True)])
+            elif of[0]._version != version:
+                of[0].data.copy_(copy)
+        for now, before in places:
+            _put_back_entries(now, before)
+
+
+def _put_back_entries(now: dict[str, Any], before: dict[str, Any]) -> None:
+    plain = (bool, int, float, complex, str, type(None), Tensor)
+    for name, old in before.items():
+        new = now.get(name)
+        if new is old or not isinstance(old, plain):
+            continue
+        moved = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape
+        if moved and (new.dtype, new.device) != (old.dtype, old.device):  # as by `model.double()`
+            new.detach().copy_(old.detach())
+        else:
+            now[name] = old
+    for name in [name for name, new in now.items() if name not in before and isinstance(new, plain)]:
+        del now[name]
 
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Modules with running statistics normalise by each batch's own; the running ones stay.
+    """Modules with running statistics normalise by each batch's own; within `state_kept` the running ones stay.
 
     Call it in eval mode, to which the modules return.
     """
     modules = with_statistics(model)
-    with statistics_kept(model):
+    for m in modules:
+        m.train()
+    try:
+        with more_than_one():
+            yield
+    finally:
         for m in modules:
-            m.train()
-        try:
-            with more_than_one():
-                yield
-        finally:
-            for m in modules:
-                m.eval()
+            m.eval()
 
 
 @torch.no_grad()

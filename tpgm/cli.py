@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpgm import __version__
 
@@ -63,6 +65,26 @@ class _Parser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _Once)
 
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}; see {self.prog} --help")
+
+
+def number(low: float = -math.inf, *, whole: bool = False, above: bool = False) -> Callable[[str], Any]:
+    """An argument's type: a number in a range, see `tpgm.checks.number`."""
+
+    def read(text: str) -> Any:
+        from tpgm import checks
+
+        value: Any = text
+        with contextlib.suppress(ValueError):
+            value = int(text) if whole else float(text)
+        try:
+            return checks.number("", value, low, whole=whole, above=above)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).strip()) from None
+
+    return read
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -90,11 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
-    finetune.add_argument("--size", type=int, help="image height and width in pixels (default: the model's own)")
-    finetune.add_argument("--train-per-class", type=int, help="icons: at most so many training images of each class")
+    finetune.add_argument(
+        "--size", type=number(1, whole=True), help="image height and width in pixels (default: the model's own)"
+    )
+    finetune.add_argument(
+        "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
+    )
     finetune.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=number(0),
         default=60.0,
         metavar="S",
         help="of training between checkpoints (default: 60)",
@@ -130,8 +156,6 @@ def _finetune(args: argparse.Namespace) -> None:
     given = pairs(args.set, "--set")
     settings = {name: parse(args.method, name, value) for name, value in given.items()}
     make(args.method, settings)  # before any data are built
-    if args.size is not None and args.size < 1:
-        raise ValueError(f"--size must be at least 1, got {args.size}")
     result = finetune(
         args.model,
         _data(args),
@@ -188,6 +212,8 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
         name, separator, value = text.partition("=")
         if not (name and separator):
             raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
+        if not value.strip() and option == "--ood":
+            raise ValueError(f"{option} takes NAME=FOLDER, got {text!r}, whose folder is empty")
         if name in found:
             raise ValueError(f"{option} gives {name} twice ({found[name]!r} and {value!r}): give it once")
         found[name] = value

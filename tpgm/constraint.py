@@ -6,16 +6,18 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tpgm import checks
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
+from tpgm._engine.interrupts import deliver, held
 from tpgm._engine.layout import check_parameter, versions
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import (
@@ -44,16 +46,16 @@ from tpgm.buffers import (
     FollowingBuffers,
     Watch,
     batch_statistics,
-    check_buffers,
     reestimate,
-    statistics_kept,
+    state_kept,
 )
-from tpgm.names import aliases, as_patterns, canonical, default_groups, matches, require_match, unwrap
-from tpgm.projection import NORMS, Norm, check_norm, count_rows, row_ratios
+from tpgm.names import aliases, canonical, default_groups, matches, require_match, unwrap
+from tpgm.projection import NORMS, Norm, count_rows, row_ratios
 
 Unit = Literal["norm", "weight"]
 Start = Literal["half-smallest", "largest"]
 
+UNCHANGED = "radii and weights are unchanged: check the batch, or lower the learning rate of the training"
 EPS = 1e-8  # the published code's guard in the ratio, and its smallest radius
 WINDOW = 50  # projections after which a collapse is looked for
 
@@ -107,6 +109,7 @@ class TPGM:
     model has got other parameters.
     """
 
+    @checks.keywords
     def __init__(
         self,
         model: nn.Module,
@@ -126,27 +129,24 @@ class TPGM:
         buffers: Buffers | None = None,
     ) -> None:
         outside_inference("a TPGM made")
-        check_norm(norm)
+        checks.module("model", model)
+        checks.choice("norm", norm, NORMS)
+        checks.choice("unit", unit, get_args(Unit))
+        checks.choice("start", start, get_args(Start))
         if buffers is not None:
-            check_buffers(buffers)
-        choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-            ("unit", unit, get_args(Unit)),
-            ("start", start, get_args(Start)),
-        )
-        for what, choice, known in choices:
-            if choice not in known:
-                raise ValueError(f"unknown {what} {choice!r}; choose one of {', '.join(map(repr, known))}")
-        for what, value in (("lr", lr), ("penalty", penalty), ("tv", tv)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{what} must be a finite number of at least 0, got {value}")
-        if anchor_dtype is not None and not anchor_dtype.is_floating_point:
-            raise ValueError(f"anchor_dtype must be a floating-point type, got {anchor_dtype}")
-        exclude = as_patterns(exclude, "exclude")
+            checks.choice("buffers", buffers, get_args(Buffers))
+        lr, penalty, tv = (checks.number(n, v, 0) for n, v in (("lr", lr), ("penalty", penalty), ("tv", tv)))
+        checks.flag("keep_copy", keep_copy)
+        kept_dtype = None if anchor_dtype is None else checks.dtype("anchor_dtype", anchor_dtype)
+        kept_device = None if anchor_device is None else checks.device("anchor_device", anchor_device)
+        exclude = checks.sequence("exclude", exclude)
+        if isinstance(anchor, str) and anchor != "zero":
+            raise TypeError(f"anchor must be a module, a state dict (of a file: torch.load) or 'zero', got {anchor!r}")
         self._fsdp = fsdp_modules(model)
         reshard(self._fsdp)
         self.model, self.norm, self.penalty, self.tv = model, norm, penalty, tv
         self.unit, self.start = unit, start
-        self._keeping = (None if anchor_device is None else torch.device(anchor_device), anchor_dtype)
+        self._keeping = (kept_device, kept_dtype)
         self._passes = Passes(norm)
         parameters = aliases(model)
         given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
@@ -167,9 +167,13 @@ class TPGM:
         sharded = any(map(is_sharded, self._params.values()))
         alone = self._ddp is None and not sharded
         if alone and several_processes():
-            warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=2)
+            warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=3)
         if not self._params:
-            raise ValueError("nothing to constrain: every parameter is frozen or excluded")
+            raise ValueError(
+                f"nothing to constrain in model, a {type(model).__name__}: it has {len(parameters)} parameters, "
+                f"{len(self._frozen)} are frozen (unfreeze some by requires_grad_()), the others are excluded by "
+                f"exclude={list(exclude)} (leave some in)"
+            )
         for name, p in self._params.items():
             check_parameter(name, local(p.data))
         self._zero = anchor == "zero"
@@ -234,8 +238,12 @@ class TPGM:
             members = default_groups(names)
         else:
             members = []
+            if isinstance(groups, str) or not isinstance(groups, Iterable) or not (groups := list(groups)):
+                raise TypeError(f"groups must be None or groups of patterns such as [['a.*'], ['b.*']], got {groups!r}")
             for group in groups:
-                patterns = [require_match(pattern, names, "groups") for pattern in as_patterns(group, "groups")]
+                if not (patterns := checks.sequence("groups", group)):
+                    raise ValueError(f"groups has an empty group, {group!r}: give each at least one pattern")
+                patterns = tuple(require_match(pattern, names, "groups") for pattern in patterns)
                 members.append([name for name in names if matches(name, patterns)])
         index = {name: i for i, name in enumerate(names)}
         return [(index[a], index[b]) for group in members for a, b in itertools.pairwise(group)]
@@ -306,24 +314,31 @@ class TPGM:
         closure: takes nothing and returns the loss of the model on a validation batch, a scalar tensor with a gradient;
         it must not call ``backward`` nor change modes. Under autocast use bfloat16: small gradients vanish in float16.
         Activation checkpointing must be of the non-reentrant kind (``use_reentrant=False``). While the closure runs,
-        the model's parameters hold the projected weights and the model is in eval mode; afterwards weights, gradients,
-        modes and buffers are as they were. Radii start as `start` says and are clipped to [1e-8, largest row norm]
+        the model's parameters hold the projected weights and the model is in eval mode. Afterwards weights, gradients
+        and modes are as they were, and so are the registered buffers of all modules. So are, for modules that are not
+        torch's own, attributes that are numbers, texts, None or tensors (a counter ``self.seen``); lists, dicts and
+        other objects that ``forward`` changes stay changed. Ctrl-C and other signals reach the closure at once; around
+        it they wait until all this is in place, so that radii are as before the call or, if the signal came in the last
+        moment, stepped. Radii start as `start` says and are clipped to [1e-8, largest row norm]
         before use.
         Raises FloatingPointError if a weight, the loss or a gradient is NaN or infinite, TypeError or
         ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
         are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
+        checks.instance("closure", closure, Callable, "a function without arguments, that returns the loss")
         self._warn_of_statistics(3)
         self._warn_of_unfrozen(3)
+        with held():
+            return self._update(closure)
+
+    def _update(self, closure: Callable[[], Tensor]) -> float:
         norms = self._measure()
         radii = self._clipped(norms, start=True)
-        if not bool(torch.stack([n.sum().to(radii) for n in norms]).isfinite().all()):
-            bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
-            raise FloatingPointError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
         hooks = bool(self._fsdp or self._shards)
         statistics = batch_statistics(self.model) if self.buffers == "reestimate" else nullcontext()
         swapped = self._swapped_in(radii, norms)
-        with evaluating(self.model, self._ddp, self._fsdp), statistics, swapped as unprojected:
+        kept, modes = state_kept(self.model), evaluating(self.model, self._ddp, self._fsdp)
+        with kept, modes, statistics, swapped as unprojected:
             products = Products(self._passes, unprojected, self._anchors())
             loss, dots = loss_and_products(closure, list(self._params.values()), products, hooks=hooks)
         slopes = self._radius_gradient(radii, norms, dots)
@@ -331,7 +346,8 @@ class TPGM:
         value, untouched = self._average(loss, slopes, touched)
         slopes += self._regularizer_gradient(radii, norms)
         if not bool(slopes.isfinite().all()):
-            raise FloatingPointError("the gradient of the validation loss is NaN or infinite; radii are unchanged")
+            raise FloatingPointError(f"the gradient of the validation loss is NaN or infinite; {UNCHANGED}")
+        deliver()  # the last moment at which radii can stay as they were
         self._norms, self._measured_at = norms, self._versions()
         with torch.no_grad():
             self._radii.copy_(radii if self._unit is None else radii / self._unit)
@@ -344,6 +360,7 @@ class TPGM:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
+    @checks.keywords
     @torch.no_grad()
     def project_(self, *, unmoved: bool = False, batches: Batches | None = None) -> None:
         """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
@@ -354,13 +371,22 @@ class TPGM:
         batches: with ``buffers="reestimate"``, what running statistics are then estimated from, as for
         `tpgm.buffers.reestimate`. None leaves them as they are, for a training in train mode that goes on.
         Before the first `update` no radius exists: the weights stay as they are and a warning says so.
+        Raises FloatingPointError, with the weights as they were, if one is NaN or infinite (`unmoved` does not look).
+        Signals wait until the weights are projected.
         """
+        checks.flag("unmoved", unmoved)
         self._refuse_while_swapped("project_")
         self._check_batches(batches)
-        self._warn_of_statistics(4)  # one frame is the decorator's
-        self._warn_of_unfrozen(4)
+        self._warn_of_statistics(5)  # two frames are the decorators'
+        self._warn_of_unfrozen(5)
         if not self.optimizer.state and bool(self._radii.isinf().all()):
-            warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=3)
+            warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=4)
+        with held():
+            self._project(unmoved)
+        if batches is not None:
+            reestimate(self.model, batches)
+
+    def _project(self, unmoved: bool) -> None:
         seen = self._measured_at
         if unmoved and self._norms is not None and seen is not None and seen == self._versions():
             norms = self._norms
@@ -374,24 +400,32 @@ class TPGM:
         reshard(self._fsdp)
         if self._following is not None:
             self._following.move_(self._mean_ratios(self._radii.detach(), norms))
-        if batches is not None:
-            reestimate(self.model, batches)
 
     @contextmanager
     def projected(self, *, batches: Batches | None = None) -> Iterator[None]:
         """Context under which the model has the projected weights (to evaluate or save it); undone on leaving.
 
-        batches: as in `project_`. Buffers that are moved or estimated anew come back on leaving, too.
+        batches: as in `project_`. Registered buffers come back on leaving, too. Raises as `project_` does.
         """
         self._refuse_while_swapped("projected")
         self._check_batches(batches)
         self._warn_of_statistics(4)
-        norms = self._norms = self._measure()
-        self._measured_at = None
-        with self._swapped_in(self._clipped(norms), norms), statistics_kept(self.model):
+        stack = ExitStack()
+        try:
+            with held():
+                norms = self._norms = self._measure()
+                self._measured_at = None
+                stack.enter_context(state_kept(self.model, attributes=False))
+                stack.enter_context(self._swapped_in(self._clipped(norms), norms))
             if batches is not None:
                 reestimate(self.model, batches)
             yield
+        finally:
+            try:
+                with held():
+                    stack.close()
+            finally:
+                stack.close()  # does something only if a signal came before the others were held
 
     # --- exact resume
 
@@ -416,33 +450,43 @@ class TPGM:
 
         Raises ValueError, with everything as it was, if the state is of another model, anchor, norm, unit or buffers.
         """
+        cure = "construct TPGM as when the state was saved, or take another state"
+        checks.mapping("state", state, "as TPGM's state_dict() returned it")
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
-            raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}")
-        if state["norm"] != self.norm:
-            raise ValueError(f"the state has norm {state['norm']!r}, this constraint {self.norm!r}")
-        if (unit := state.get("unit", "norm")) != self.unit:
-            raise ValueError(f"the state has unit {unit!r}, this constraint {self.unit!r}")
-        if (buffers := state.get("buffers", self.buffers)) != self.buffers:
-            raise ValueError(f"the state has buffers {buffers!r}, this constraint {self.buffers!r}")
-        ours, theirs = set(self._params), set(state["radii"])
-        if ours != theirs:
+            raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}; give one of state_dict()")
+        for what, default in (("norm", None), ("unit", "norm"), ("buffers", self.buffers)):
+            if (theirs := state.get(what, default)) != (own := getattr(self, what)):
+                raise ValueError(f"the state has {what} {theirs!r}, this constraint {own!r}; {cure}")
+        radii = checks.mapping("radii of the state", state["radii"], "from parameter names to tensors")
+        if (ours := set(self._params)) != set(radii):
             raise ValueError(
                 "the state belongs to another model (or another exclude): it lacks "
-                f"{sorted(ours - theirs)[:5]} and has {sorted(theirs - ours)[:5]} besides"
+                f"{sorted(ours - set(radii))[:5]} and has {sorted(set(radii) - ours)[:5]} besides; {cure}"
             )
-        if set(state["anchor"]) != ours or any(r.numel() != 1 for r in state["radii"].values()):
-            raise ValueError("the state is damaged: it does not hold one radius and one anchor for each parameter")
-        for name, own in self._fingerprints().items():
+        if set(state["anchor"]) != ours or any(isinstance(r, Tensor) and r.numel() != 1 for r in radii.values()):
+            raise ValueError(f"the state is damaged: it lacks the one radius or anchor of a parameter; {cure}")
+        for name, r in radii.items():
+            if not isinstance(r, Tensor) or not float(r) >= 0:
+                got = float(r) if isinstance(r, Tensor) else repr(r)
+                raise ValueError(f"the radius of {name} in the state must be a number of at least 0, got {got}; {cure}")
+        norms = state["norms"]
+        if norms is not None and [len(n) for n in norms] != self._rows:
+            raise ValueError(f"norms of the state are of {len(norms)} tensors or other rows, not this model's; {cure}")
+        checks.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
+        for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
-            if not torch.allclose(saved.cpu(), own, rtol=1e-9, atol=1e-9 * float(own[1])):
+            if not torch.allclose(saved.cpu(), own_print, rtol=1e-9, atol=1e-9 * float(own_print[1])):
                 raise ValueError(
                     f"the state was saved with another anchor ({name} differs): construct TPGM with the pre-trained "
                     "weights, either before loading the fine-tuned ones or by anchor=…"
                 )
+        adam = state["optimizer"]
+        if not isinstance(adam, Mapping) or not {"state", "param_groups"} <= set(adam):
+            raise ValueError(f"the optimizer of the state is not one of Adam, got {checks.shown(adam)}; {cure}")
+        checks.finite({n: t for of in adam["state"].values() for n, t in of.items() if isinstance(t, Tensor)}, cure)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         with torch.no_grad():
             self._radii.copy_(torch.stack([state["radii"][name].to(self._radii) for name in self._params]))
-        norms = state["norms"]
         self._norms = (
             None if norms is None else [n.to(p.device) for n, p in zip(norms, self._params.values(), strict=True)]
         )
@@ -539,7 +583,12 @@ class TPGM:
             if (a.device, a.dtype) != (device or p.device, dtype or p.dtype):  # the model was moved since
                 self._anchor[name] = zero(local(p)) if self._zero else self._kept(local(p.data), a)
         norms = self._passes.measure(self._weights(), self._anchors())
-        return norms if self._shards is None else self._shards.norms(norms)
+        norms = norms if self._shards is None else self._shards.norms(norms)
+        if not bool(self._flat(norms).isfinite().all()):
+            bad = [name for name, n in zip(self._params, norms, strict=True) if not n.isfinite().all()]
+            names = ", ".join(bad[:5])
+            raise FloatingPointError(f"weights are NaN or infinite in {names}: lower the learning rate of the training")
+        return norms
 
     @torch.no_grad()
     def _clipped(self, norms: Sequence[Tensor], *, start: bool = False) -> Tensor:
@@ -551,8 +600,8 @@ class TPGM:
             smallest = torch.segment_reduce(flat, "min", lengths=lengths)
             radii = torch.where(radii.isinf(), largest if self.start == "largest" else smallest / 2, radii)
         clipped = torch.minimum(radii, largest).clamp(min=EPS)
-        # a tensor that has not moved says nothing about its radius, and a broken one must not break it
-        in_force = radii.isfinite() & (largest > 0) & largest.isfinite()
+        # a tensor that has not moved says nothing about its radius
+        in_force = radii.isfinite() & (largest > 0)
         if (frozen := self._frozen_since()) is not None:
             in_force &= ~frozen
         return torch.where(in_force, clipped, self._radii.detach())
@@ -607,7 +656,7 @@ class TPGM:
             untouched = slopes.new_tensor(touched) == 0
         result = float(value)
         if not math.isfinite(result):
-            raise FloatingPointError(f"the validation loss is {result}; radii and weights are unchanged")
+            raise FloatingPointError(f"the validation loss is {result}; {UNCHANGED}")
         return result, untouched
 
     @contextmanager

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,20 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        reason = f"cannot write {path}: {error.strerror or error}; choose another path or folder, or make room"
+        raise OSError(error.errno, reason) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is told
+            aside.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, name: str = "output") -> None:
+    """Make a folder and those above it. Raises OSError naming it, what it is for, and the cure."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the folder {folder} for the {name} cannot be made ({error.strerror or error}): choose another folder"
+        raise OSError(error.errno, reason) from error
 
 
 def write_state(path: Path, version: int, state: dict[str, Any]) -> None:
@@ -125,12 +136,13 @@ def own_folder(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write into {folder}: {error.strerror or error}") from error
+        reason = f"cannot write into {folder}: {error.strerror or error}; choose another folder for the output"
+        raise OSError(error.errno, reason) from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.anchor import Model, anchor_tensors, copy_of, match_anchor, refuse_shared
-from tpgm.buffers import Batches, Buffers, FollowingBuffers, check_buffers, reestimate
-from tpgm.names import aliases, as_patterns, canonical, matches, require_match, unwrap
+from tpgm.buffers import Batches, Buffers, FollowingBuffers, reestimate
+from tpgm.names import aliases, canonical, matches, require_match, unwrap
 
 
+@checks.keywords
 @torch.no_grad()
 def interpolate(
     model: Model,
@@ -35,30 +37,36 @@ def interpolate(
     buffers, which is what averaging two state dicts does.
 
     Of a parametrized module (``torch.nn.utils.parametrizations``) the tensors behind its weight are interpolated.
-    Raises ValueError for an anchor that does not fit or shares memory with the model, a model that cannot be copied, a
-    pattern that matches nothing, an alpha that is not finite or has other names, an unknown word for buffers, or
-    batches missing or given in vain; TypeError for an anchor of another kind.
+    Raises ValueError for an anchor that does not fit or shares memory with the model, NaN or infinite weights, a model
+    that cannot be copied, a pattern that matches nothing, an alpha that is not finite or has other names, an unknown
+    word for buffers, or batches missing or given in vain; TypeError for an anchor or model of another kind.
     """
-    ratios = alpha if isinstance(alpha, Mapping) else {"alpha": alpha}
-    if bad := {name: ratio for name, ratio in ratios.items() if not math.isfinite(ratio)}:
-        raise ValueError(f"alpha must be a finite number, got {alpha if not isinstance(alpha, Mapping) else bad}")
+    checks.module("model", model)
+    each = checks.mapping("alpha", alpha, "from names to ratios") if isinstance(alpha, Mapping) else None
+    ratios = {name: checks.number(f"alpha of {name}", ratio) for name, ratio in (each or {}).items()}
+    common = checks.number("alpha", alpha) if each is None else None
     if buffers is not None:
-        check_buffers(buffers)
+        checks.choice("buffers", buffers, get_args(Buffers))
     if (batches is not None) != (buffers == "reestimate"):
         raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
-    exclude = as_patterns(exclude, "exclude")
-    if isinstance(anchor, str):
-        raise TypeError(f"interpolate takes a module or a state dict as anchor, got {anchor!r}")
+    exclude = checks.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     exclude = tuple(require_match(pattern, [*aliases(model), *given], "exclude") for pattern in exclude)
     tied = {id(p) for name, p in aliases(model).items() if matches(name, exclude)}
     names = [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in tied]
     start = match_anchor(model, anchor, names, exclude)
     refuse_shared(model, start)
-    if not isinstance(alpha, Mapping):
-        ratios = dict.fromkeys(names, alpha)
-    elif differing := ratios.keys() ^ set(names):
-        raise ValueError(f"alpha must name each parameter with an anchor and no other; differing: {_some(differing)}")
+    if common is not None:
+        ratios = dict.fromkeys(names, common)
+    elif differing := sorted(ratios.keys() ^ set(names)):
+        more = f" and {len(differing) - 3} more" * (len(differing) > 3)
+        raise ValueError(
+            f"alpha must name each parameter with an anchor and no other; differing: {', '.join(differing[:3])}{more}"
+        )
+    own = aliases(model)
+    checks.finite(
+        {f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged"
+    )
     result = copy_of(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():
@@ -67,12 +75,7 @@ def interpolate(
         following = FollowingBuffers(result, given, names, exclude)
         if buffers == "move":
             following.require()
-        following.move_(torch.tensor([ratios[n] for n in names]) if isinstance(alpha, Mapping) else alpha)
+        following.move_(torch.tensor([ratios[name] for name in names]) if common is None else common)
     elif batches is not None:
         reestimate(result, batches)
     return result
-
-
-def _some(names: Iterable[str]) -> str:
-    first = sorted(names)
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from glob import escape
 
@@ -85,13 +85,6 @@ def chosen(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     return {name for name in names if matches(name, patterns)}
 
 
-def as_patterns(patterns: Sequence[str], argument: str) -> tuple[str, ...]:
-    """The patterns as a tuple; TypeError for a single string, which would be read letter by letter."""
-    if isinstance(patterns, str):
-        raise TypeError(f"{argument} takes a sequence of patterns; write {argument}=[{patterns!r}]")
-    return tuple(patterns)
-
-
 def require_match(pattern: str, names: Iterable[str], argument: str) -> str:
     """The `reading` of the pattern. Raises ValueError, with names that come close, if it fits none of `names`."""
     names = list(names)
@@ -100,12 +93,6 @@ def require_match(pattern: str, names: Iterable[str], argument: str) -> str:
         near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3) or names[:3]
         raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
     return read
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'? " with the nearest of the known names, for an error message; "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def blocks(names: Iterable[str]) -> dict[str, list[str]]:

@@ -7,10 +7,13 @@ a tensor with fewer than two dimensions is one row.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tpgm import checks
 
 Norm = Literal["l2", "mars"]
 
@@ -28,12 +31,6 @@ class Measure(NamedTuple):
 
 # all that the rest of the package knows of a norm; a new one is a line here and a word in `Norm`
 NORMS: dict[str, Measure] = {"l2": Measure(by_row=False, power=2), "mars": Measure(by_row=True, power=1)}
-
-
-def check_norm(norm: str) -> None:
-    """Raise ValueError unless `norm` is "l2" or "mars"."""
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(map(repr, NORMS))}")
 
 
 def count_rows(tensor: Tensor, norm: Norm) -> int:
@@ -74,6 +71,7 @@ def scale_rows(weight: Tensor, anchor: Tensor, ratios: Tensor, norm: Norm) -> Te
     return scaled.reshape(weight.shape).to(weight.dtype)
 
 
+@checks.keywords
 def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm = "mars") -> Tensor:
     """Project a weight onto the ball of `radius` around its anchor, in closed form (arXiv 2303.10720, section 3).
 
@@ -81,15 +79,23 @@ def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm =
     the weight as it is. norm "l2": ``W⁰ + Δ min(1, γ/‖Δ‖₂)``, the Euclidean projection. norm "mars": row i becomes
     ``W⁰_i + Δ_i min(1, γ/‖Δ_i‖₁)``, feasible and radial but not the Euclidean projection on the MARS ball.
     Returns a new tensor with the shape and dtype of `weight`; differentiable wherever no norm equals the radius.
-    Raises ValueError for an unknown norm, shapes that differ, or a radius that is negative or NaN; TypeError for
-    weights that are not floating point.
+    Raises ValueError for an unknown norm, shapes that differ, NaN or infinite values, or a radius that is negative, NaN
+    or neither one number nor one a row; TypeError for anything but floating-point tensors.
     """
-    check_norm(norm)
+    checks.choice("norm", norm, NORMS)
+    for name, tensor in (("weight", weight), ("anchor", anchor)):
+        checks.instance(name, tensor, Tensor, "a tensor")
     if weight.shape != anchor.shape:
         raise ValueError(f"weight {tuple(weight.shape)} and anchor {tuple(anchor.shape)} must have the same shape")
     if not (weight.is_floating_point() and anchor.is_floating_point()):
         raise TypeError(f"weight and anchor must be floating point, got {weight.dtype} and {anchor.dtype}")
-    if not bool((torch.as_tensor(radius) >= 0).all()):
-        raise ValueError(f"radius must be at least 0, got {radius}")
+    rows = count_rows(weight, norm)
+    if not isinstance(radius, Tensor):
+        radius = math.inf if radius == math.inf else checks.number("radius", radius, 0)
+    elif radius.shape not in ((), (1,), (rows,)):
+        raise ValueError(f"radius must be one number or one a row, ({rows},), got shape {tuple(radius.shape)}")
+    elif not bool((radius >= 0).all()):
+        raise ValueError(f"radius must be at least 0, got {checks.shown(radius)} with the smallest {radius.min():g}")
+    checks.finite({"weight": weight, "anchor": anchor}, "give finite numbers: the training may have diverged")
     norms = row_norms(upcast(weight) - upcast(anchor), norm)
     return scale_rows(weight, anchor, row_ratios(norms, radius), norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tpgm._engine.interrupts import passing
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Fsdp, own_pass, part, reshard
+from tpgm.checks import shown
 
 REENTRANT = (
     "the model checkpoints activations in the reentrant way, which hides gradients from torch.autograd.grad: give "
@@ -65,16 +68,25 @@ def loss_and_products(
     gradients are lost then. What is raised is said in ``TPGM.update``.
     """
     with torch.enable_grad():
-        loss = closure()
+        try:
+            loss = passing(closure)
+        except TypeError:
+            _require_no_arguments(closure)
+            raise
         if not isinstance(loss, Tensor):
-            raise TypeError(f"closure must return the loss as a tensor, got {type(loss).__name__}")
+            raise TypeError(
+                f"closure must return the loss as a tensor, not its .item(): got {shown(loss)}, a {type(loss).__name__}"
+            )
         if loss.numel() != 1:
-            raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}")
+            raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}: take its mean or sum")
         if not loss.requires_grad:
             raise ValueError("closure returned a loss without gradient: compute it with the model, not under no_grad")
         trained = {i: p for i, p in enumerate(parameters) if p.requires_grad}
         if not trained:
-            raise ValueError("every constrained parameter has been frozen since construction")
+            raise ValueError(
+                "every constrained parameter has been frozen since construction: unfreeze some (requires_grad_()), or "
+                "leave out update while they are frozen"
+            )
         try:
             absent = _by_backward(loss, trained, products) if hooks else _by_grad(loss, trained, products)
         except RuntimeError as error:
@@ -86,8 +98,22 @@ def loss_and_products(
     if not hooks and absent and hides_gradients(loss):
         raise ValueError(REENTRANT)
     if absent == len(trained):
-        raise ValueError("the closure's loss does not depend on any constrained parameter of this model")
+        raise ValueError(
+            "the closure's loss does not depend on any constrained parameter of this model: compute it with the model "
+            "that TPGM was given, not a copy"
+        )
     return loss.detach(), products.result()
+
+
+def _require_no_arguments(closure: Callable[[], Tensor]) -> None:
+    try:
+        inspect.signature(closure).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"closure is called without arguments, but: {error}; give lambda: loss(batch) or functools.partial"
+        ) from None
+    except ValueError:  # a builtin, which has no signature
+        pass
 
 
 def _by_backward(loss: Tensor, trained: Mapping[int, nn.Parameter], products: Products) -> int:

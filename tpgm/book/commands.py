@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.cli import filled, pairs, path
+from tpgm.cli import filled, number, pairs, path
 from tpgm.files import require_writable
 
 
@@ -55,8 +55,8 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     )
     pretrain.add_argument("recipe", help="a name of tpgm.book.pretraining.RECIPES: icons-resnet or icons-vit")
     pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--epochs", type=int, help="other than the recipe's")
+    pretrain.add_argument("--seed", type=number(0, whole=True), default=0)
+    pretrain.add_argument("--epochs", type=number(1, whole=True), help="other than the recipe's")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
     pretrain.set_defaults(run=_pretrain)
 
@@ -71,7 +71,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     recipe.add_argument("--checkpoint", type=filled, required=True, help="file of the recipe's weights")
     recipe.add_argument("--out", type=path, required=True, help="file of JSON lines; what it has is not run again")
     recipe.add_argument("--method", action="append", default=[], help="these methods only")
-    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--seed", type=number(0, whole=True), default=0)
     recipe.add_argument("--dry-run", action="store_true", help="the whole path in little: no result")
     recipe.add_argument("--quiet", action="store_true", help="no progress bars")
     recipe.set_defaults(run=_recipe)
@@ -104,11 +104,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     run.add_argument(
         "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter"
     )
-    run.add_argument("--out", type=filled, help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
+    run.add_argument("--out", type=path, help="the executed notebook (default: NOTEBOOK.out.ipynb in this folder)")
     run.add_argument("--parameters", action="store_true", help="list the notebook's parameters, run nothing")
     run.add_argument(
         "--limit",
-        type=float,
+        type=number(0, above=True),
         default=86_400,
         metavar="SECONDS",
         help="of each cell, after which it fails (default: a day)",
@@ -128,7 +128,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     sweep.add_argument("--out", type=filled, help="folder or fsspec URL of the results (needed unless --list)")
     sweep.add_argument("--profile", help="a profile of the grid: smoke, quick, full or its own")
     sweep.add_argument(
-        "--retries", type=int, default=1, metavar="N", help="computations more of what fails (default 1)"
+        "--retries",
+        type=number(0, whole=True),
+        default=1,
+        metavar="N",
+        help="computations more of what fails (default 1)",
     )
     sweep.add_argument(
         "--scheduler",
@@ -136,11 +140,13 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="of a Dask cluster, or its JSON file (default: this machine)",
     )
-    sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each GPU, else each core)")
-    sweep.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")
+    sweep.add_argument(
+        "--workers", type=number(1, whole=True), help="runs at a time (default: one for each GPU, else each core)"
+    )
+    sweep.add_argument("--threads", type=number(1, whole=True), help="of each run (default: the cores, shared out)")
     sweep.add_argument(
         "--limit",
-        type=float,
+        type=number(0, above=True),
         default=86_400,
         metavar="SECONDS",
         help="of each run, after which it fails (default: a day)",
@@ -155,7 +161,7 @@ def _once(pairs: Iterable[Sequence[str]], where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{where} has {name} twice: {found[name]!r} and {value!r}")
+            raise ValueError(f"{where} has {name} twice: {found[name]!r} and {value!r}; give it once")
         found[name] = value
     return found
 
@@ -168,7 +174,9 @@ def _experiment(args: argparse.Namespace) -> None:
 
         if args.config:
             raise ValueError("give configuration keys or --protocol, not both")
-        count = find_study(args.protocol).run(
+        study = find_study(args.protocol)
+        require_writable(args.out)
+        count = study.run(
             args.out, labels=args.label, store=args.store, progress=not args.quiet and sys.stderr.isatty()
         )
         print(f"{count} runs, rows in {args.out}")
@@ -194,16 +202,22 @@ def _results(args: argparse.Namespace) -> None:
         raise ValueError(f"{' and '.join(twice)} are one file: give it once, or its rows count twice")
     rows = experiment.read(*args.files)
     if not rows:
-        raise ValueError(f"no rows in {', '.join(map(str, args.files))}")
+        raise ValueError(f"no rows in {', '.join(map(str, args.files))}: give files that tpgm experiment wrote")
+    experiment.check_rows(rows, ", ".join(map(str, args.files)))
     if args.plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
         from tpgm.book.plots.comparison import id_against_ood
         from tpgm.files import write_aside
 
+        kind, kinds = args.plot.suffix.lstrip(".") or "png", FigureCanvasBase.get_supported_filetypes()
+        if kind not in kinds:
+            raise ValueError(f"--plot {args.plot}: the figure's file must end in one of {', '.join(sorted(kinds))}")
         panels: dict[str, dict[str, variants.Variant]] = {}
         for (model, label, number), variant in variants.grouped(rows).items():
             panels.setdefault(model, {})[f"{label} {number}"] = variant
         with write_aside(args.plot) as aside:
-            id_against_ood(panels).savefig(aside, format=args.plot.suffix.lstrip(".") or "png")
+            id_against_ood(panels).savefig(aside, format=kind)
         print(f"figure: {args.plot}", file=sys.stderr)
     if args.csv:
         print(frames.flat(rows).to_csv(index=False), end="")
@@ -250,6 +264,8 @@ def _data(args: argparse.Namespace) -> None:
             fetch()
         print(markdown(topics.table(args.source or "")))
         return
+    if args.source and args.source != "tiny" and not Path(args.source).is_file():
+        raise FileNotFoundError(f"--source {args.source}: no such file; give the package's tarball, or 'tiny'")
     common = {"source": args.source, "progress": not args.quiet}
     if args.what == "splits":
         upstream = args.subset == "upstream"
@@ -280,8 +296,6 @@ def _run(args: argparse.Namespace) -> None:
         for p in notebooks.declared(path).values():
             print(f"{p.name:14s} {p.kind:6s} {p.text:16} {p.help}")
         return
-    if not args.limit > 0:
-        raise ValueError(f"--limit must be above 0 seconds, got {args.limit}")
     parameters = notebooks.parse(path, _once(args.given, "-p"))
     out = args.out or f"{path.stem}.out.ipynb"
     try:

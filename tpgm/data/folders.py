@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpgm import checks
 from tpgm.data.images import SUFFIXES, check_header, readable
 from tpgm.data.splits import DataSplits, ImageFiles, hold_out, label_fraction
 
@@ -24,11 +25,13 @@ def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
     """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
     from torchvision.transforms import v2
 
+    size = checks.number("size", size, 1, whole=True)
     resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
     chain: Callable[[Any], Any] = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
     return chain
 
 
+@checks.keywords
 def image_folder(
     id_folder: str | Path,
     ood: Mapping[str, str | Path] | None = None,
@@ -58,7 +61,17 @@ def image_folder(
     without images, a class with too few to split, an OOD class that is not an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
     """
-    root, left = Path(id_folder), Counter[str]()
+    root, left = checks.path("id_folder", id_folder), Counter[str]()
+    for what, share in (("val_share", val_share), ("test_share", test_share)):
+        checks.number(what, share, 0, 1, above=True, below=True)
+    if val_share + test_share >= 1:
+        raise ValueError(f"val_share {val_share} and test_share {test_share} must sum to below 1")
+    checks.number("fraction", fraction, 0, 100, above=True)
+    checks.number("seed", seed, whole=True)
+    for what, change in (("transform", transform), ("train_transform", train_transform)):
+        if change is not None:
+            checks.instance(what, change, Callable, "a function from a PIL image to an image")
+    ood = checks.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
     if found := _parts(root):
         class_names = class_folders(found["train"], left)
         parts = {
@@ -77,7 +90,7 @@ def image_folder(
         # the share is of all images, and the test images are gone
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
-    shifted = {name: same_classes(Path(folder), class_names, left) for name, folder in (ood or {}).items()}
+    shifted = {name: same_classes(Path(folder), class_names, left) for name, folder in ood.items()}
     warn_of(left, root)
     for paths, _ in (*parts.values(), *shifted.values()):
         for path in paths:
@@ -102,7 +115,7 @@ Labelled = tuple[list[Path], list[int]]
 def _folders(folder: Path) -> list[Path]:
     """The folders in `folder` by name, without hidden ones. Raises FileNotFoundError."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise FileNotFoundError(f"{folder}: no such folder; it must hold a folder of images for each class")
     return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "." and f.name not in _SYSTEM)
 
 

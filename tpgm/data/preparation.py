@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from tpgm import checks
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -19,6 +21,12 @@ class Preparation:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a size below 1 and a standard deviation that is not above 0."""
+        checks.number("size", self.size, 1, whole=True)
+        for value in self.std:
+            checks.number("std", value, 0, above=True)
 
     def __call__(self, images: Tensor, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) uint8 in [0, 255] to (B, 3, size, size) float32, normalised; with a generator also augmented.

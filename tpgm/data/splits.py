@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tpgm import checks
 from tpgm.data.images import read_image
 
 
@@ -39,6 +40,8 @@ class ImageArray(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> None:
+        for what, given in (("images", images), ("labels", labels)):
+            checks.instance(what, given, Tensor, "a tensor")
         if images.dtype != torch.uint8 or labels.dtype != torch.int64:
             raise TypeError(f"images must be uint8 and labels int64, got {images.dtype} and {labels.dtype}")
         if images.ndim != 4 or images.shape[1] != 3 or labels.shape != images.shape[:1]:
@@ -74,7 +77,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         class_subset: Tensor | None = None,
     ) -> None:
         if len(paths) != len(labels):
-            raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
+            raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label for each path")
         self.paths, self.transform, self.class_subset = tuple(paths), transform, class_subset
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
@@ -107,10 +110,13 @@ class DataSplits:
         if taken := sorted(set(own) & set(self.ood_tests)):
             raise ValueError(f"{self.name}: {taken[0]!r} is a part of the ID data: give the OOD test another name")
         for part, data in {**own, **self.ood_tests}.items():
+            if not (hasattr(data, "__len__") and hasattr(data, "labels")):
+                raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {checks.shown(data)}")
             if not len(data):
-                raise ValueError(f"{self.name}: the part {part!r} has no images")
+                raise ValueError(f"{self.name}: the part {part!r} has no images; give it at least one")
             if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(self.class_names):
-                raise ValueError(f"{self.name}: a label of {part!r} is outside 0..{len(self.class_names) - 1}")
+                span = f"{int(data.labels.min())} to {int(data.labels.max())}, must be 0 to {len(self.class_names) - 1}"
+                raise ValueError(f"{self.name}: labels of {part!r} are {span}: give class_names for all")
 
 
 def shuffled(keys: Sequence[str], seed: int) -> list[int]:

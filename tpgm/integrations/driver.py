@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.anchor import Anchor
 from tpgm.buffers import reestimate
 from tpgm.constraint import TPGM
@@ -31,11 +33,15 @@ class Batches:
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], batch_size: int, seed: int) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise TypeError(
-                f"validation data must have a length and be indexed by position, got {type(dataset).__name__}; "
+                "validation data must have a length and be indexed by position, got "
+                f"{checks.shown(dataset)}, a {type(dataset).__name__}; "
                 "from a stream or a loader make a function without arguments that returns the loss"
             )
         if not len(dataset):
-            raise ValueError("the validation data are empty")
+            raise ValueError("the validation data are empty: give at least one item")
+        checks.instance("collate", collate, Callable, "a function that makes a batch of a list of items")
+        batch_size = checks.number("batch_size", batch_size, 1, whole=True)
+        checks.number("seed", seed, whole=True)
         self.dataset, self.collate, self.batch_size, self.seed = dataset, collate, batch_size, seed
 
     def __call__(self, number: int, process: int = 0) -> Any:
@@ -52,11 +58,12 @@ class Driver:
     """Counts optimizer steps, updates the radii every so many of them and projects after each."""
 
     def __init__(self, every: int, updates: int, log: Log, settings: Mapping[str, Any]) -> None:
-        for what, value in (("every", every), ("updates", updates)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
-        if log not in get_args(Log):
-            raise ValueError(f"log must be one of {', '.join(map(repr, get_args(Log)))}, got {log!r}")
+        every, updates = checks.number("every", every, 1, whole=True), checks.number("updates", updates, 1, whole=True)
+        checks.choice("log", log, get_args(Log))
+        known = list(inspect.signature(TPGM).parameters)
+        if unknown := [name for name in settings if name not in known]:
+            near = checks.hint(unknown[0], known)
+            raise TypeError(f"TPGM has no argument {unknown[0]!r}; {near}It takes {', '.join(known)}")
         self.every, self.updates, self.log, self.settings = every, updates, log, dict(settings)
         self.constraint: TPGM | None = None
         self.steps = self.updated = 0

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from tpgm.files import packed, unpacked
+from tpgm import checks
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 from tpgm.methods.base import refuse_schedule_free
 
@@ -59,6 +60,10 @@ class TPGMCallback(TrainerCallback, ExportableState):
         **settings: Any,
     ) -> None:
         self.driver = Driver(every, updates, log, settings)
+        if not hasattr(trainer, "args") or not hasattr(trainer, "model"):
+            raise TypeError(f"trainer must be the Trainer to which the callback is added, got {checks.shown(trainer)}")
+        if batch_size is not None:
+            checks.number("batch_size", batch_size, 1, whole=True)
         if trainer.args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "the radii resume by themselves; with restore_callback_states_from_checkpoint=True the Trainer would "

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpgm.names import aliases, chosen, hint
+from tpgm import checks
+from tpgm.checks import hint
+from tpgm.names import aliases, chosen
 
 Settings = dict[str, Any]
 MOMENTUM = 0.9
@@ -235,34 +236,22 @@ def anchor_groups(context: Context, parameters: Mapping[str, nn.Parameter]) -> l
 
 
 def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
-    """The value in the type of the setting's default. Raises ValueError."""
-    name, default = f.name, f.default
-    kind: type = type(default)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    if type(value) is not kind:
-        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
-    choices = f.metadata["choices"]
-    if choices and value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = f.metadata["range"]
-        if not (math.isfinite(value) and low <= value <= high) or (f.metadata["below"] and value == high):
-            raise ValueError(f"{name} must be {_range(f)}, got {value}")
-    return value
+    """The value in the type of the setting's default. Raises ValueError, TypeError for what is no sequence of texts."""
+    name, default, choices = f.name, f.default, f.metadata["choices"]
+    low, high = f.metadata["range"]
+    if isinstance(default, bool):
+        return checks.flag(name, value)
+    if isinstance(default, tuple):
+        return checks.sequence(name, value)
+    if isinstance(default, str):
+        return checks.choice(name, value, choices) if choices else checks.instance(name, value, str, "a text")
+    found = checks.number(name, value, low, high, whole=isinstance(default, int), below=f.metadata["below"])
+    return type(default)(found)
 
 
 def _range(f: dataclasses.Field[Any]) -> str:
     low, high = f.metadata["range"]
-    if f.metadata["below"]:
-        return f"at least {low:g} and below {high:g}"
-    if math.isfinite(high):
-        return f"between {low:g} and {high:g}"
-    return "a finite number" if math.isinf(low) else f"at least {low:g}"
+    return checks.range_of(low, high, below=f.metadata["below"]) or "finite"
 
 
 # --- the registry
@@ -291,8 +280,8 @@ def register(method: Kind) -> Kind:
 
 def known(name: str) -> type[Method]:
     """The method of this name. Raises ValueError naming those there are."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {hint(name, METHODS)}Methods: {', '.join(METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"unknown method {checks.shown(name)}; {hint(name, METHODS)}Methods: {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -322,9 +311,10 @@ def make(method: str | Method, given: Mapping[str, Any]) -> Method:
         raise TypeError(f"method must be a name or a tpgm.methods.Method, got {method!r:.80}")
     kind = known(method) if isinstance(method, str) else type(method)
     valid = [f.name for f in fields(kind)]
-    for name in given:
+    for name in checks.mapping("settings", given, "from their names to values"):
         if name not in valid:
-            raise ValueError(f"{kind.name} has no setting {name!r}; {hint(name, valid)}Settings: {', '.join(valid)}")
+            near = hint(name, valid)
+            raise ValueError(f"{kind.name} has no setting {name!r}; {near}Settings: {', '.join(valid)}")
     return kind(**given) if isinstance(method, str) else dataclasses.replace(method, **given)
 
 
@@ -335,7 +325,9 @@ def resolve(method: str, given: Mapping[str, Any]) -> Settings:
 
 def parse(method: str, name: str, text: str) -> Any:
     """A setting's value from the command line's text. Raises ValueError if it does not read as the right type."""
-    default = options(method).get(name, (text, ""))[0]
+    if name not in (valid := options(method)):
+        make(method, {name: text})  # which tells the names there are
+    default = valid[name][0]
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")
@@ -346,5 +338,6 @@ def parse(method: str, name: str, text: str) -> Any:
         try:
             return type(default)(text)
         except ValueError:
-            raise ValueError(f"{name} must be of type {type(default).__name__}, got {text!r}") from None
+            what = "a whole number" if isinstance(default, int) else "a number"
+            raise ValueError(f"{name} must be {what}, {valid_values(method)[name]}; got {text!r}") from None
     return text

@@ -32,7 +32,9 @@ class TPGMEachStep(LearnedRadii):
 
     def check(self) -> None:
         if self.begin and self.patience:
-            raise ValueError("begin and patience do not go together: training could stop before the first projection")
+            raise ValueError(
+                "begin and patience do not go together: training could stop before the first projection; leave one at 0"
+            )
 
     def enter(self, context: Context, stage: str) -> TPGM:
         return self.constraint(context, self.buffers)

@@ -33,8 +33,10 @@ def need(module: str, extra: str = "models") -> ModuleType:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name nobody knows, with names that come close."""
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
-    return ValueError(f"unknown {what} {name!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ""))
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    most = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known[:8])} and others"
+    return ValueError(f"unknown {what} {name!r}; {most}")
 
 
 class Tower(nn.Module):

@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
     Raises FileNotFoundError; ValueError if the file is broken, holds other things than tensors or no tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file; check the path, or give a name that tpgm.models.load knows")
     try:
         if path.suffix == ".safetensors":
             with need("safetensors").safe_open(path, framework="pt") as file:
@@ -86,7 +86,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
                 f"{path} is a program (TorchScript), not a checkpoint. If you trust it, take its tensors out once: "
                 "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), 'weights.pth')"
             ) from error
-        raise ValueError(f"{path} cannot be read as a checkpoint; it may be cut short: {_first(error)}") from error
+        raise ValueError(f"{path} is no checkpoint, or cut short (copy it anew): {_first(error)}") from error
     while isinstance(content, Mapping) and (inner := [w for w in _WRAPPERS if _holds_tensors(content.get(w))]):
         if len(inner) > 1:
             told = f"{inner[0]} is taken; for another save it alone: torch.save(checkpoint[{inner[1]!r}], …)"
@@ -96,7 +96,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
     tensors = {n: t for n, t in entries.items() if isinstance(t, Tensor)}
     if not tensors:
         told = f", only {', '.join(map(repr, list(entries)[:5]))}" if entries else ""
-        raise ValueError(f"{path} holds no tensors by name{told}: save the state dict alone")
+        raise ValueError(f"{path} holds no tensors by name{told}: save model.state_dict() alone")
     versions = {n.removeprefix("module."): about for n, about in getattr(content, "_metadata", {}).items()}
     return tensors, None, versions
 

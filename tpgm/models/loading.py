@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tpgm import checks
 from tpgm.models.architectures import Architecture, need, preparation_of, unknown
 from tpgm.models.checkpoints import load_checkpoint
 from tpgm.models.clip import load_open_clip
@@ -19,6 +20,7 @@ from tpgm.models.pretrained import Pretrained, filled
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 
 
+@checks.keywords
 def load(
     name: str | Path,
     num_classes: int | None = None,
@@ -45,9 +47,14 @@ def load(
     Raises ValueError for an unknown name (naming near ones), a wrong number of classes or tensors that do not fit,
     FileNotFoundError for a missing file, ImportError for a missing package, OSError if weights cannot be fetched.
     """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    names = None if class_names is None else tuple(class_names)
+    checks.path("name", name)
+    for what, value in (("num_classes", num_classes), ("size", size)):
+        if value is not None:
+            checks.number(what, value, 1, whole=True)
+    names = None if class_names is None else checks.sequence("class_names", class_names, "name")
+    templates = checks.sequence("templates", templates, "template")
+    into = str | Architecture | nn.Module | None
+    checks.instance("architecture", architecture, into, "a name such as 'timm/resnet50' or a module")
     text = str(name)
     source, _, rest = text.partition("/")
     if isinstance(architecture, str):
@@ -73,7 +80,7 @@ def load(
         raise unknown("model", text, [*OFFLINE, *(f"timm/{m}" for m in need("timm").list_models())])
     if names is not None:
         if num_classes is not None and len(names) != num_classes:
-            raise ValueError(f"{len(names)} class names for {num_classes} classes")
+            raise ValueError(f"class_names has {len(names)} names for {num_classes} classes: give one for each")
         found = replace(found, class_names=names)
     return found if size is None else _at_size(found, size)
 

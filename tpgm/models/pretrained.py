@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.anchor import _listing
 from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, head_of, preparation_of
@@ -46,9 +47,10 @@ class Pretrained:
         are (`tpgm.data.images.rgb`), the longer side is cropped. A class without a name is called by its number.
         Raises OSError naming a file that is not an image, TypeError for another tensor.
         """
+        checks.number("top", top, 1, whole=True)
         pixels = image if isinstance(image, Tensor) else _pixels(image, self.preparation.size)
         if pixels.ndim != 3:
-            raise ValueError(f"predict takes one image of shape (3, H, W), got {tuple(pixels.shape)}")
+            raise ValueError(f"predict takes an image of shape (3, H, W), got {tuple(pixels.shape)}")
         device = next(self.model.parameters()).device
         was_training = self.model.training
         self.model.eval()
@@ -63,6 +65,8 @@ def _pixels(image: Image | str | Path, size: int) -> Tensor:
     from tpgm.data import resize_and_crop
     from tpgm.data.images import read_image, rgb
 
+    if not (isinstance(image, str | Path) or hasattr(image, "convert")):
+        raise TypeError(f"image must be a PIL image, a path or a (3, H, W) uint8 tensor, got {checks.shown(image)}")
     pixels: Tensor = resize_and_crop(size)(read_image(image) if isinstance(image, str | Path) else rgb(image))
     return pixels
 
@@ -97,7 +101,7 @@ def filled(
             "new one"
         )
     if class_names is not None and len(class_names) != classes:
-        raise ValueError(f"{len(class_names)} class names for {classes} classes")
+        raise ValueError(f"class_names has {len(class_names)} names for {classes} classes: give one for each")
     if plan is not None and num_classes is None:
         model = plan.build(classes)
     exclude = () if num_classes is None else (f"{head}.*",)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
 from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
@@ -28,6 +29,7 @@ class Damaged(ValueError):
     """A file of this project that is not as it was written."""
 
 
+@checks.keywords
 def save(
     path: str | Path,
     start: Pretrained,
@@ -46,14 +48,21 @@ def save(
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    state = model.state_dict()
+    checks.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
+    state = checks.module("model", model).state_dict()
     tensors = {n: t.detach().cpu() for n, t in state.items()}
-    names = start.class_names if class_names is None else tuple(class_names)
+    names = start.class_names if class_names is None else checks.sequence("class_names", class_names, "name")
+    if dtype is not None:
+        checks.dtype("dtype", dtype)
+    try:
+        json.dumps(kept := dict(notes or {}))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes must be JSON values: {error} in {checks.shown(notes)}") from None
     weight = tensors.get(f"{start.head}.weight")
     if weight is None:
         raise ValueError(f"the model has no {start.head}.weight: start.head must name its classifier")
     if names is not None and len(names) != len(weight):
-        raise ValueError(f"{len(names)} class names for a model with {len(weight)} classes")
+        raise ValueError(f"class_names has {len(names)} names for {len(weight)} classes: give one for each")
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.ndim > 1 and t.is_floating_point() else t for n, t in tensors.items()}
     about = {
@@ -63,7 +72,7 @@ def save(
         "head": start.head,
         "preparation": asdict(start.preparation),
         "class_names": names,
-        "notes": dict(notes or {}),
+        "notes": kept,
         "versions": {n: v["version"] for n, v in state._metadata.items() if "version" in v},  # type: ignore[attr-defined]
         "sha256": _BLANK.decode(),  # of the whole file while these are zeros
     }

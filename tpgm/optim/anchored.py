@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from tpgm import checks
 from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
@@ -79,7 +80,11 @@ class AnchoredOptimizer(Optimizer):
         outside_inference("an optimizer made")
         if problem := _problem(unknown or {}, {*defaults, "anchor"}):
             raise TypeError(f"{type(self).__name__}: {problem}")
-        params = params if isinstance(params, Tensor) else list(params)
+        if isinstance(params, nn.Module | Tensor):
+            raise TypeError(f"params must be parameters, as of model.parameters(), got {checks.shown(params)}")
+        params = list(params)
+        if not params:
+            raise ValueError("params is empty: give at least one of the model's parameters")
         by_order = not (anchor is None or anchor is False or isinstance(anchor, str | Mapping))
         if by_order and len(params) > 1 and isinstance(params[0], dict):
             raise ValueError(
@@ -126,6 +131,7 @@ class AnchoredOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
+            checks.instance("closure", closure, Callable, "a function without arguments, or None")
             with torch.enable_grad():
                 loss = closure()
         ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
@@ -152,10 +158,14 @@ class AnchoredOptimizer(Optimizer):
 
         Raises ValueError if a group there is not one of this class or an anchor does not have its parameter's shape.
         """
+        cure = "give what state_dict() of the same kind of optimizer returned"
+        checks.mapping("state_dict", state_dict, "as state_dict() returned it")
+        if absent := {"state", "param_groups"} - state_dict.keys():
+            raise ValueError(f"this state lacks {', '.join(sorted(absent))}; {cure}")
         groups = state_dict["param_groups"]
         settings = self.defaults.keys() - {"differentiable"}  # which torch adds on loading
         if not all(settings <= group.keys() for group in groups):
-            raise ValueError(f"this is not the state of a {type(self).__name__}: its groups lack settings")
+            raise ValueError(f"this is not the state of a {type(self).__name__}: its groups lack settings; {cure}")
         keys = [(key, group["anchor"]) for group in groups for key in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         saved = [(p, state_dict["state"].get(key, {}), anchored) for (key, anchored), p in zip(keys, own, strict=False)]
@@ -163,8 +173,13 @@ class AnchoredOptimizer(Optimizer):
             shape = tuple(state["anchor"].shape) if "anchor" in state else None
             if anchored and shape != tuple(p.shape):
                 raise ValueError(
-                    f"this is another model's state: parameter {i} is {tuple(p.shape)}, its anchor {shape}"
+                    f"this is another model's state: parameter {i} is {tuple(p.shape)}, its anchor {shape}; {cure}"
                 )
+            tensors = {n: local(t) for n, t in state.items() if isinstance(t, Tensor)}
+            checks.finite({f"{n} of parameter {i} in the state": t for n, t in tensors.items()}, cure)
+            for name, high in (("radius", math.inf), ("omega", 1.0)):
+                if name in tensors:
+                    checks.number(f"{name} of parameter {i} in the state", tensors[name], 0, high)
         super().load_state_dict(state_dict)
         for p, state, _ in saved:
             for name, value in state.items():
@@ -280,9 +295,9 @@ def _anchors(group: Group) -> list[Tensor]:
         check_parameter(label, local(p.detach()))
     if anchor is False:
         return []
-    if isinstance(anchor, str):
+    if isinstance(anchor, str | bool) or not (anchor is None or isinstance(anchor, Iterable)):
         if anchor != "zero":
-            raise ValueError(f"anchor must be None, False, 'zero', a sequence or a mapping, got {anchor!r}")
+            raise ValueError(f"anchor must be None, False, 'zero', a sequence or a mapping of tensors, got {anchor!r}")
         return [sharded.alike(zero(local(p.detach())), p) for p in params]
     if isinstance(anchor, Mapping):
         if params and "param_names" not in group:
@@ -298,6 +313,9 @@ def _anchors(group: Group) -> list[Tensor]:
     if len(tensors) != len(params):
         raise ValueError(f"{len(tensors)} anchors for {len(params)} parameters; give one for each, in their order")
     for label, p, tensor in zip(labels, params, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{label}: the anchor must be a tensor, got {tensor!r:.60}, a {type(tensor).__name__}")
+        checks.finite({f"the anchor of {label}": local(tensor.detach())}, "load the weights anew or give others")
         if tensor.shape != p.shape or not tensor.is_floating_point():
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"
@@ -319,16 +337,17 @@ def _copy(p: Tensor, anchor: Tensor) -> Tensor:
 def require(group: Group, *names: str, high: float = math.inf) -> None:
     """Raise ValueError unless the settings `names` of a group are finite numbers in [0, high]."""
     for name in names:
-        if not (0 <= group[name] <= high and group[name] < math.inf):
-            bound = "at least 0" if high == math.inf else f"in [0, {high:g}]"
-            raise ValueError(f"{name} must be a finite number {bound}, got {group[name]}")
+        checks.number(name, group[name], 0, high)
 
 
 def require_adam(group: Group) -> None:
     """Raise ValueError unless Adam can run with the group's betas and eps."""
     require(group, "eps")
-    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    for beta in betas:
+        checks.number("each of the two betas", beta, 0, 1, below=True)
 
 
 def adam_state(params: list[Tensor], states: list[State]) -> None:

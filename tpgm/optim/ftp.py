@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from tpgm import checks
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -23,7 +24,7 @@ from tpgm.optim.anchored import (
     require_adam,
     store,
 )
-from tpgm.projection import Norm, check_norm, count_rows, row_ratios
+from tpgm.projection import NORMS, Norm, count_rows, row_ratios
 
 EPS = 1e-8  # the first radius, the smallest one, and the published code's guard in the ratio
 
@@ -46,7 +47,7 @@ class TrainableProjection(AnchoredOptimizer):
         return {name: row_ratios(s["norms"], s["radius"], EPS).mean().item() for name, s in self._learned("radius")}
 
     def _check(self, group: Group) -> None:
-        check_norm(group["norm"])
+        checks.choice("norm", group["norm"], NORMS)
         require(group, "kappa", high=1.0)
         require(group, "radius_lr")
 
@@ -138,6 +139,7 @@ class SGDP(TrainableProjection):
     Raises ValueError for a setting outside its range, an unknown norm, or an anchor that does not fit.
     """
 
+    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],
@@ -158,6 +160,7 @@ class SGDP(TrainableProjection):
     def _check(self, group: Group) -> None:
         super()._check(group)
         require(group, "momentum")
+        checks.flag("nesterov", group["nesterov"])
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov needs a momentum above 0; without momentum give nesterov=False")
 
@@ -195,6 +198,7 @@ class AdamP(TrainableProjection):
     zero, not to the anchor, and is 0 as published. anchor, kappa, norm, radius_lr and what is raised: as in `SGDP`.
     """
 
+    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],

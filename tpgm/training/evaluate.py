@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpgm import checks
+
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
@@ -23,6 +25,11 @@ class Accuracy:
     correct: int
     total: int
     confusion: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for counts that cannot be."""
+        checks.number("total", self.total, 1, whole=True)
+        checks.number(f"correct of {self.total}", self.correct, 0, self.total, whole=True)
 
     @classmethod
     def of(cls, counts: Tensor) -> Accuracy:
@@ -99,5 +106,10 @@ def count(
 
 
 def mean_accuracy(parts: dict[str, Accuracy]) -> float:
-    """The unweighted mean over test sets, in [0, 1]: what "OOD accuracy" means in the published tables."""
+    """The unweighted mean over test sets, in [0, 1]: what "OOD accuracy" means in the published tables.
+
+    Raises ValueError without any.
+    """
+    if not parts:
+        raise ValueError("parts is empty, {}: give the accuracy of at least one test set")
     return float(torch.tensor([a.value for a in parts.values()], dtype=torch.float64).mean())

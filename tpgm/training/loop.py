@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from tpgm import models
+from tpgm import checks, models
 from tpgm.anchor import copy_of
 from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
@@ -69,7 +69,15 @@ def finetune(
     if the loss is not finite, KeyboardInterrupt after saving on Ctrl-C or SIGTERM.
     """
     chosen = make(method, settings)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else checks.path("out", out)
+    of = "a name or file for tpgm.models.load, or the Pretrained it returned (which takes your module as architecture)"
+    checks.instance("model", model, models.Pretrained | str | Path, of)
+    checks.instance("data", data, DataSplits, "the DataSplits of tpgm.data, such as image_folder(…)")
+    if size is not None:
+        checks.number("size", size, 1, whole=True)
+    checks.flag("progress", progress)
+    checks.number("checkpoint_seconds", checkpoint_seconds, 0)
+    shared = None if store is None else StageStore(checks.path("store", store))
     if folder is not None and (folder / "result.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another folder or delete it")
     with ExitStack() as stack:
@@ -83,7 +91,6 @@ def finetune(
             start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
         else:
             start = models.load(model, num_classes=len(data.class_names), size=size)
-        shared = None if store is None else StageStore(Path(store))
         run = _Run(accelerator, start, data, chosen, folder, progress, checkpoint_seconds)
         run.train(shared, kept=folder is not None)
         result = run.finish()
@@ -113,7 +120,7 @@ class _Run:
         self.net = self.net.to(memory_format=self.format)
         head = frozenset(chosen(aliases(self.net), [f"{start.head}.*"]))
         if not head:
-            raise ValueError(f"the model has no parameter under its head's name, {start.head!r}")
+            raise ValueError(f"the model has no parameter under its head's name, {start.head!r}: load it anew")
         outputs, classes = len(self.net.get_parameter(f"{start.head}.weight")), len(data.class_names)
         if outputs != classes:
             raise ValueError(f"the model's head has {outputs} outputs, the data have {classes} classes: load it anew")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tpgm.files import read_state, write_state
+from tpgm.files import make_folder, read_state, write_state
 from tpgm.methods.base import Method, Stage
 from tpgm.training.checkpoint import VERSION
 
@@ -28,7 +28,7 @@ class StageStore:
     def __init__(self, root: Path) -> None:
         """Make the folder. Raises OSError if it cannot be made."""
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root, "store")
 
     def file(self, stages: list[Stage], identity: dict[str, Any]) -> Path:
         """The file of the last of `stages`, the others being those before it; identity: of the run."""

@@ -6,7 +6,7 @@ from tpgm.book.experiments.full_scale import RECIPES
 from tpgm.book.experiments.icon_studies import BESIDE, COMPARISONS, beside
 from tpgm.book.experiments.study import Study
 from tpgm.book.experiments.text_study import TEXT
-from tpgm.names import hint
+from tpgm.checks import hint
 
 STUDIES: dict[str, Study] = {**COMPARISONS, TEXT.name: TEXT}
 
@@ -16,10 +16,10 @@ def find_study(name: str) -> Study:
 
     Raises ValueError naming those there are.
     """
-    what, _, model = name.partition(":")
+    what, _, model = str(name).partition(":")
     if what in BESIDE and model:
         return beside(what, model)
-    if found := {**STUDIES, **RECIPES}.get(name):
+    if found := {**STUDIES, **RECIPES}.get(str(name)):
         return found
     known = ", ".join([*STUDIES, *(f"{what}:MODEL" for what in BESIDE), *RECIPES])
     raise ValueError(f"unknown study {name!r}; {hint(name, STUDIES)}choose one of {known}")

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tpgm import methods
+from tpgm.checks import hint, shown
 from tpgm.cli import pairs
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
 from tpgm.files import sealed, unsealed, write_aside
-from tpgm.names import hint
 
 if TYPE_CHECKING:
     from tpgm.models.pretrained import Pretrained
@@ -64,6 +64,8 @@ def resolve(config: Mapping[str, Any]) -> Config:
 
     Raises ValueError listing the valid ones for an unknown key, method or setting, or an impossible value.
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be a mapping from keys to values, got {config!r}")
     for key in config:
         if key not in KEYS:
             raise ValueError(f"a configuration has no {key!r}; {hint(key, KEYS)}Keys: {', '.join(KEYS)}")
@@ -342,7 +344,7 @@ def read(*paths: str | Path) -> list[Row]:
     rows = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of result rows")
+            raise FileNotFoundError(f"{path}: no such file of result rows, which tpgm experiment writes")
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
@@ -352,6 +354,27 @@ def read(*paths: str | Path) -> list[Row]:
             except ValueError:  # not JSON, cut inside a character, or another checksum
                 warnings.warn(f"{path}, line {number} is no whole row and is left out", stacklevel=2)
     return rows
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError, naming --out, if rows cannot be added to the file; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"--out {path} cannot be written ({error.strerror}): name a file") from error
+
+
+def check_rows(rows: Iterable[Any], where: str) -> None:
+    """Raise ValueError, naming where they are from, for values that are no result rows."""
+    for row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("config"), dict)):
+            raise ValueError(f"{where}: {shown(row)} is no result row: it has no config; remove the line")
+        if lacks := [name for name in ("val", "id", "ood", "seconds") if name not in row]:
+            raise ValueError(f"{where}: a result row lacks {', '.join(lacks)}; remove it: {shown(row)}")
 
 
 def comparable(config: Mapping[str, Any]) -> Config:
@@ -366,7 +389,7 @@ def comparable(config: Mapping[str, Any]) -> Config:
         settings.pop("tolerance", None)  # of the former every="auto"
     try:
         full = resolve({**given, "settings": settings})
-    except ValueError:
+    except (ValueError, TypeError):
         return given
     del full["label"]
     if full["settings"].get("every") != "auto":
@@ -379,8 +402,10 @@ def key(config: Mapping[str, Any]) -> str:
     return json.dumps(comparable(config), sort_keys=True)
 
 
-def missing(configs: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Config]:
+def missing(configs: Iterable[Mapping[str, Any]], rows: Sequence[Row]) -> list[Config]:
     """Those configurations that no row is of."""
+    if bad := [row for row in rows if "config" not in row]:
+        raise ValueError(f"{shown(bad[0])} is no result row: it has no config; remove it or run tpgm experiment anew")
     done = {key(row["config"]) for row in rows}
     return [dict(config) for config in configs if key(config) not in done]
 

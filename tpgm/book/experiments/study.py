@@ -16,8 +16,8 @@ from tpgm import methods
 from tpgm.book.experiments import experiment
 from tpgm.book.experiments.experiment import Config, Row, append, key, missing, read
 from tpgm.book.experiments.variants import Variant, select
+from tpgm.checks import hint
 from tpgm.files import require_writable
-from tpgm.names import hint
 
 Settings = Mapping[str, Any]
 SEEDS = (0, 1, 2)

@@ -114,6 +114,8 @@ def _answering(address: str) -> str:
     if address.endswith(".json"):
         try:
             where = str(json.loads(Path(address).read_text(encoding="utf8"))["address"])
+        except OSError as error:
+            raise OSError(error.errno, f"the scheduler's file {address} cannot be read: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{address} is no scheduler's file: it holds no address") from error
 

@@ -63,7 +63,7 @@ def read_grid(path: str | Path, profile: str | None = None) -> Plan:
     for number, section in enumerate(content["runs"] if several else [content], start=1):
         try:
             _add(plan, section, profile, path.parent)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, TypeError, FileNotFoundError) as error:
             where = f"{path.name}, section {number}" if several else path.name
             raise ValueError(f"{where}: {error}{_why(str(error))}") from error
     plan.jobs = list({job.name: job for job in plan.jobs}.values())
@@ -79,6 +79,8 @@ def _yaml(path: Path) -> Any:
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if odd := [key for key in keys if not isinstance(key, str | int | float)]:
+                raise ValueError(f"{path.name}, line {node.start_mark.line + 1}: the key {odd[0]!r} must be a name")
             if twice := [key for key in keys if keys.count(key) > 1]:
                 raise ValueError(f"{path.name}, line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
             return dict(super().construct_mapping(node, deep=deep))
@@ -87,6 +89,12 @@ def _yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf8"), Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is no YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no YAML: it is not text in UTF-8 ({error}); save it as such") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read as a YAML file: {error.strerror}") from error
+    except (TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path.name} is YAML with keys or values of no use here: {error}") from error
 
 
 def _add(plan: Plan, section: Any, profile: str | None, beside: Path) -> None:
@@ -119,7 +127,7 @@ def _study_of(section: Mapping[str, Any]) -> Study:
 
     if more := [key for key in section if key != "protocol"]:
         raise ValueError(f"a study is fixed; leave out {', '.join(more)}")
-    return find_study(str(section["protocol"]))
+    return find_study(section["protocol"])
 
 
 def _why(message: str) -> str:
@@ -193,6 +201,8 @@ def _agrees(run: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
 
 def _nested(run: Mapping[str, Any]) -> dict[str, Any]:
     """Whole entries first, then what dotted names change in them."""
+    if odd := [name for name in run if not isinstance(name, str)]:
+        raise ValueError(f"{odd[0]!r} is not the name of a parameter: put a text in its place")
     found = {name: dict(value) if isinstance(value, dict) else value for name, value in run.items() if "." not in name}
     for name, value in run.items():
         outer, dot, inner = name.partition(".")

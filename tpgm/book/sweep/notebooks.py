@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tpgm.book.notebook import PROFILES
+from tpgm.checks import hint
 from tpgm.files import require_writable, write_aside
-from tpgm.names import hint
 
 FAILED = ".failed.ipynb"
 _TYPES = {kind.__name__: kind for kind in (str, int, float, bool, list, dict, tuple)} | {"None": type(None)}
@@ -122,9 +122,14 @@ def declared(notebook: str | Path) -> dict[str, Parameter]:
     import nbformat
 
     path = Path(notebook)
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    try:
+        content = nbformat.read(path, as_version=4)
+        cells = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
+    except Exception as error:  # nbformat raises its own, jsonschema's, and those of what it trips over
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is no notebook (.ipynb of version 4): {type(error).__name__}: {reason}") from error
     if not cells:
-        raise ValueError(f"{path.name} has no cell tagged 'parameters'; papermill could change nothing in it")
+        raise ValueError(f"{path.name} has no cell tagged 'parameters': tag the cell whose values may change")
     source = re.sub(r"^\s*[%!?].*$", "", cells[0].source, flags=re.MULTILINE)  # IPython's own lines
     try:
         lines = ast.parse(source).body

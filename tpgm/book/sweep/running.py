@@ -16,6 +16,7 @@ from tpgm.book.sweep.grid import Plan
 from tpgm.book.sweep.jobs import Job
 from tpgm.book.sweep.store import Store
 from tpgm.book.sweep.work import perform
+from tpgm.files import make_folder
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -144,7 +145,7 @@ def _alone(store: Store) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout
 
-    Path(store.root).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(store.root))
     try:
         lock = FileLock(Path(store.root) / ".lock").acquire(timeout=0)
     except Timeout:

@@ -29,7 +29,10 @@ class Store:
 
         text = str(url)
         self.url = text if "://" in text else str(Path(text).expanduser().resolve())
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"out {self.url} is neither a folder nor a URL that fsspec knows here: {error}") from error
         self.local = "file" in self.fs.protocol if isinstance(self.fs.protocol, tuple) else self.fs.protocol == "file"
 
     def path(self, *parts: str) -> str:
