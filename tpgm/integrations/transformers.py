@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from tpgm.files import packed, unpacked
 from tpgm import checks
+from tpgm.files import packed, unpacked
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 from tpgm.methods.base import refuse_schedule_free
 

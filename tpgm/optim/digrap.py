@@ -8,7 +8,6 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-from tpgm import checks
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -50,7 +49,6 @@ class DiGraP(AnchoredOptimizer):
 
     _wide = ("omega", "omega_exp_avg", "omega_exp_avg_sq", "component")
 
-    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],

@@ -139,7 +139,6 @@ class SGDP(TrainableProjection):
     Raises ValueError for a setting outside its range, an unknown norm, or an anchor that does not fit.
     """
 
-    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],
@@ -198,7 +197,6 @@ class AdamP(TrainableProjection):
     zero, not to the anchor, and is 0 as published. anchor, kappa, norm, radius_lr and what is raised: as in `SGDP`.
     """
 
-    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],

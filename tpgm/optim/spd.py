@@ -9,7 +9,6 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-from tpgm import checks
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -40,7 +39,6 @@ class AdamSPD(AnchoredOptimizer):
     Raises ValueError for a setting outside its range or an anchor that does not fit.
     """
 
-    @checks.keywords
     def __init__(
         self,
         params: Iterable[Any],
