@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tpgm.anchor import match_anchor
+from tpgm import checks
+from tpgm.anchor import anchor_tensors, match_anchor
 from tpgm.interpolation import Model, interpolate
-from tpgm.names import aliases, as_patterns, matches, unwrap
+from tpgm.names import aliases, canonical, matches, require_match, unwrap
 
 
 @torch.no_grad()
@@ -46,9 +47,10 @@ def model_stock(
     `tpgm.interpolate`. Returns the model, and the ratios by parameter name. A displacement of 0 has cosine 0 with every
     other. Raises as both.
     """
-    exclude = as_patterns(exclude, "exclude")
     mixed = soup(models)
-    names = [name for name, _ in unwrap(mixed).named_parameters() if not matches(name, exclude)]
+    known = [*aliases(mixed), *anchor_tensors(anchor, mixed)]
+    exclude = [require_match(pattern, known, "exclude") for pattern in checks.sequence("exclude", exclude)]
+    names = [n for n in (canonical(n) for n, _ in unwrap(mixed).named_parameters()) if not matches(n, exclude)]
     start = match_anchor(mixed, anchor, names, exclude)
     k = len(models)
     each = [aliases(model) for model in models]

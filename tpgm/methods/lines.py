@@ -10,7 +10,7 @@ from torch import nn
 
 from tpgm.interpolation import interpolate
 from tpgm.methods.base import Context, Method, register, setting
-from tpgm.names import blocks, matches, unwrap
+from tpgm.names import aliases, blocks, chosen, unwrap
 
 
 @register
@@ -29,7 +29,8 @@ class LiNeS(Method):
     deep: float = setting(1.0, "ratio of the last block", high=1)
 
     def finish(self, context: Context) -> nn.Module:
-        names = [name for name, _ in unwrap(context.net).named_parameters() if not matches(name, context.exclude)]
+        excluded = chosen(aliases(context.net), context.exclude)
+        names = [name for name, _ in unwrap(context.net).named_parameters() if name not in excluded]
         ratios = by_depth(names, self.shallow, self.deep)
         return interpolate(context.net, context.anchor, ratios, exclude=context.exclude)
 

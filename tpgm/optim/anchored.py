@@ -17,7 +17,7 @@ from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import outside_inference, refuse_checkpoint, zero
-from tpgm.names import hint
+from tpgm.checks import hint
 from tpgm.projection import Norm
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None

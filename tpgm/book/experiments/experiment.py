@@ -356,18 +356,6 @@ def read(*paths: str | Path) -> list[Row]:
     return rows
 
 
-def check_file(path: Path) -> None:
-    """Raise OSError, naming --out, if rows cannot be added to the file; its folder is made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-        if not path.stat().st_size:
-            path.unlink()
-    except OSError as error:
-        raise OSError(error.errno, f"--out {path} cannot be written ({error.strerror}): name a file") from error
-
-
 def check_rows(rows: Iterable[Any], where: str) -> None:
     """Raise ValueError, naming where they are from, for values that are no result rows."""
     for row in rows:
