@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tpgm import checks
-from tpgm.anchor import anchor_tensors, match_anchor
-from tpgm.interpolation import Model, interpolate
+from tpgm.anchor import Model, anchor_tensors, match_anchor
+from tpgm.interpolation import interpolate
 from tpgm.names import aliases, canonical, matches, require_match, unwrap
 
 
