@@ -17,9 +17,8 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -40,8 +39,7 @@ CONFIG: dict[str, Any] = {"source": "tiny", "train_per_class": 2, "val_per_class
 CONFIG |= {"method": "linear-probe", "settings": {"epochs": 1, "batch_size": 32}}
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of file, one of it, and what reads it."""
 
     name: str

@@ -87,6 +87,38 @@ def test_the_loss_of_a_slice_as_it_was_reported() -> None:
     assert torch.equal(big[:, 1:], keep)
 
 
+@every_method
+@every_way
+@pytest.mark.parametrize("shape", [(0, 1), (0,), (3, 0), (0, 2, 2), ()])
+def test_a_parameter_without_numbers_alone_or_beside_others(
+    shape: tuple[int, ...], way: Way | None, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "WAY", way)
+    for others in ([], [torch.randn(3, 2)]):
+        start = [torch.randn(shape), *others]
+        params = [nn.Parameter(t.clone()) for t in start]
+        optimizer = method(params, lr=0.1)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert [p.shape for p in params] == [t.shape for t in start]
+        assert all(bool(p.isfinite().all()) for p in params)
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+@pytest.mark.parametrize("way", ["blocks", "grouped", "compiled"])
+def test_passes_over_no_rows_at_all(way: Way, norm: Norm) -> None:
+    empty, run = [torch.zeros(0, 3), torch.zeros(0, 1)], Passes(norm, way)
+    wanted = [row_norms(t, norm) for t in empty]
+    copies = [[t.clone() for t in empty] for _ in range(2)]
+    for found in (run.measure(empty, copies[0]), run.dots(empty, empty, copies[0])):
+        assert all(map(torch.equal, found, wanted))
+    products, norms = run.advance(empty, copies[1], empty, copies[0])
+    assert all(map(torch.equal, (*products, *norms), (*wanted, *wanted)))
+    run.scale(empty, empty, copies[0], wanted)
+
+
 def transposed(g: Tensor) -> Tensor:
     return g.mT.contiguous().mT
 

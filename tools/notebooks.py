@@ -4,15 +4,18 @@
     python tools/notebooks.py check   # name what differs, exit 1 if anything does
 
 The address stands in `_config.yml`; from there it goes into each notebook's Colab cell, the README's links and
-CITATION.cff.
+CITATION.cff. The figures of `book/promises.md` come from the rows `results/robustness-*.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,96 @@ def readme_blocks(url: str, branch: str, chapters: dict[str, str]) -> dict[str, 
     }
 
 
+# --- the figures of the page on promises
+
+
+def _table(head: str, lines: list[list[object]]) -> str:
+    width = head.count("|") + 1
+    rule = "|---|" + "---:|" * (width - 1)
+    return "\n".join([f"| {head} |", rule, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
+
+
+def _kills(rows: list[dict[str, Any]]) -> str:
+    lines: list[list[object]] = []
+    places = {
+        "training": "training",
+        "checkpoint": "writing a checkpoint",
+        "store": "writing a stage store",
+        "row": "writing results",
+        "sweep": "a sweep",
+    }
+    for place, name in [*places.items(), ("", "**all**")]:
+        found = [row for row in rows if place in ("", row["place"])]
+        signals = Counter(row["signal"] for row in found)
+        cold, same = (sum(bool(row[key]) for row in found) for key in ("cold", "identical"))
+        lines.append([name, len(found), signals["SIGKILL"], signals["SIGTERM"], cold, len(found) - same])
+    return _table("killed in | kills | SIGKILL | SIGTERM | with a cold kernel cache | another result", lines)
+
+
+def _fuzz(rows: list[dict[str, Any]]) -> str:
+    totals: dict[str, Counter[str]] = {}
+    for row in rows:
+        for test, counts in row["found"].items():
+            totals.setdefault(test, Counter()).update(counts)
+    names = {
+        "constraint": "`TPGM`: update, project_, projected",
+        "optimizers": "`SGDP`, `AdamP`, `AdamSPD`, `DiGraP`",
+        "project": "`project`",
+        "interpolate": "`interpolate`",
+    }
+    lines: list[list[object]] = []
+    for test, name in names.items():
+        c = totals.get(test, Counter())
+        apart = sum(c[kind] for kind in ("permuted", "with gaps", "1 dimensions with gaps"))
+        small = sum(c[kind] for kind in ("empty", "0 dimensions"))
+        half = c["dtype torch.float16"] + c["dtype torch.bfloat16"]
+        lines.append([name, c["held"], half, apart, small])
+    lines.append(["**all**", *(sum(int(str(line[i])) for line in lines) for i in range(1, 5))])
+    failed = sum(row["failed"] for row in rows)
+    head = "held to its plain twin | cases | in half precision | tensors permuted or with gaps | tensors empty or 0-d"
+    return f"{_table(head, lines)}\n\nTests that failed in these runs: {failed}."
+
+
+def _flips(rows: list[dict[str, Any]]) -> str:
+    latest = {row["kind"]: row for row in rows}
+    lines: list[list[object]] = [
+        [kind, row["flips"], row["cuts"], sum(row["accepted"].values()), row["named"]] for kind, row in latest.items()
+    ]
+    return _table("file | bits changed | cut short | accepted | file named", lines)
+
+
+def _exactness(rows: list[dict[str, Any]]) -> str:
+    lines: list[list[object]] = []
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        found = [row for row in rows if row["condition"] == condition]
+        same, largest = sum(row["identical"] for row in found), max(row["largest"] for row in found)
+        lines.append([condition, len(found), same, f"{largest:.1e}" if largest else "0"])
+    return _table(
+        "compared with one thread, warm cache | runs | all bits equal | largest difference of a weight", lines
+    )
+
+
+FIGURES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "kills": _kills,
+    "fuzz": _fuzz,
+    "flips": _flips,
+    "exactness": _exactness,
+}
+
+
+def promise_blocks(results: Path) -> dict[str, str]:
+    """The tables of the page by name, each from its file of rows."""
+    blocks = {}
+    for name, figures in FIGURES.items():
+        path = results / f"robustness-{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
+        commits = sorted({row["commit"].rstrip("+") for row in rows} - {""})
+        torch = sorted({row["versions"]["torch"] for row in rows})
+        origin = f"Rows: `results/{path.name}`, torch {', '.join(torch)}, commit {', '.join(commits) or 'unknown'}."
+        blocks[name] = f"{figures(rows)}\n\n{origin}" if rows else f"Not run yet (`results/{path.name}`)."
+    return blocks
+
+
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     """Every generated or normalised file and the text it should have."""
     url, branch = repository(root)
@@ -109,6 +202,12 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     files[readme] = README_BLOCK.sub(
         lambda found: f"{found[1]}{blocks[found[2]]}\n{found[3]}", readme.read_text(encoding="utf8")
     )
+    promises = root / "book" / "promises.md"
+    if promises.exists():
+        figures = promise_blocks(root / "results")
+        files[promises] = README_BLOCK.sub(
+            lambda found: f"{found[1]}{figures[found[2]]}\n{found[3]}", promises.read_text(encoding="utf8")
+        )
     citation = root / "CITATION.cff"
     files[citation] = re.sub(
         r"^repository-code:.*$", f"repository-code: {url}", citation.read_text(encoding="utf8"), flags=re.MULTILINE

@@ -276,6 +276,8 @@ class Passes:
     def _group_rows(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the rows of tensors laid end to end."""
         counts = [count_rows(w, self.norm) for w in like]
+        if not any(counts):  # torch would look for the shortest of no rows
+            return [flat.new_zeros(0) for _ in counts]
         return list(torch.split(torch.segment_reduce(flat, "sum", lengths=self._lengths(like, counts)), counts))
 
     def _group_norms(self, delta: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
