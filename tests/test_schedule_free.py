@@ -1,4 +1,4 @@
-"""Optimizers that train other weights than they evaluate: what a projection does to them, and where they are refused."""
+"""Optimizers that train other weights than they evaluate: what projections do to them, and where they are refused."""
 
 from __future__ import annotations
 
@@ -129,3 +129,14 @@ def test_the_callbacks_refuse_it(tmp_path: Any) -> None:
     trainer = lightning.Trainer(callbacks=[callback], max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", **off)
     with pytest.warns(), pytest.raises(ValueError, match="ScheduleFreeSGD trains other weights"):
         trainer.fit(Module(), torch.utils.data.DataLoader(data, 4))
+
+
+def test_the_callback_of_transformers_refuses_it(tmp_path: Any) -> None:
+    pytest.importorskip("transformers")
+    from tests.test_integrations_transformers import constrained
+
+    trainer, _ = constrained(tmp_path)
+    trainer.optimizer = ScheduleFreeSGD(trainer.model.parameters(), lr=0.1)
+    trainer.create_scheduler(6, trainer.optimizer)
+    with pytest.raises(ValueError, match="ScheduleFreeSGD trains other weights"):
+        trainer.train()

@@ -43,7 +43,8 @@ class TPGMCallback(Callback):
 
     Radii are in Lightning's checkpoints and come back with ``fit(ckpt_path=…)``. Under DDP the gradients of the radii
     are averaged over the processes. Sharded strategies (FSDP, DeepSpeed) are not supported.
-    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data without length or index.
+    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data
+    without length or index.
     """
 
     def __init__(

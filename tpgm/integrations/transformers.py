@@ -44,7 +44,8 @@ class TPGMCallback(TrainerCallback, ExportableState):
     forward passes on the Trainer's first 100 training batches; checkpoints written before that have those of training.
 
     Radii are in the Trainer's checkpoints (``trainer_state.json``) and come back with ``resume_from_checkpoint``.
-    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data without length or index;
+    Raises ValueError for settings that cannot be and for a schedule-free optimizer, TypeError for validation data
+    without length or index;
     on several processes `tpgm.TPGM` averages over those of the DistributedDataParallel that the Trainer makes.
     """
 

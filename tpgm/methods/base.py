@@ -220,9 +220,9 @@ def refuse_schedule_free(optimizer: Any) -> None:
     modes = callable(getattr(inner, "train", None)) and callable(getattr(inner, "eval", None))
     if modes and any("train_mode" in group for group in getattr(inner, "param_groups", ())):
         raise ValueError(
-            f"{type(inner).__name__} trains other weights than it evaluates, so a projection after each step leaves the "
-            "evaluated model outside its radii. Train without projections, call optimizer.eval(), then update the radii "
-            "and project_() once at the end; or take another optimizer"
+            f"{type(inner).__name__} trains other weights than it evaluates; a projection after each step leaves the "
+            "evaluated model outside its radii. Train without projections, call optimizer.eval(), then update the "
+            "radii and project_() once at the end; or take another optimizer"
         )
 
 
