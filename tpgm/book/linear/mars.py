@@ -1,4 +1,4 @@
-"""MARS radii on the linear model: where alternation rests, what the inner solution is, and the outer loss in one radius.
+"""MARS radii on the linear model: where alternation rests, the inner solution, and the outer loss in one radius.
 
 Every row of a layer has its own L1 norm, all share the layer's radius. Book chapter 5.
 """

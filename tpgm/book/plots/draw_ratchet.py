@@ -213,15 +213,16 @@ def sliders(
         for v in (0, 0.25, 0.5, 0.75)
     )
     marks += "".join(
-        f'<text x="{_LEFT + s / stream.steps * (_WIDTH - 8 - _LEFT):.0f}" y="{base + 15}" text-anchor="middle">{s}</text>'
-        for s in range(0, stream.steps + 1, stream.steps // 4)
+        f'<text x="{_LEFT + k / 4 * (_WIDTH - 12 - _LEFT):.0f}" y="{base + 15}" text-anchor="middle">'
+        f"{k * stream.steps // 4}</text>"
+        for k in range(5)
     )
     data = json.dumps(
         {"states": states, "rates": list(rates), "warmups": list(warmups), "columns": len(warmups)}, ensure_ascii=False
     ).replace("</", "<\\/")
     control = (
-        '<label style="display:block">{0}: <output></output><br><input type="range" min="0" max="{1}" value="{2}" step="1" '
-        'style="width:100%" aria-label="{0}"></label>'
+        '<label style="display:block">{0}: <output></output><br><input type="range" min="0" max="{1}" value="{2}" '
+        'step="1" style="width:100%" aria-label="{0}"></label>'
     )
     controls = control.format("learning rate of the radii", len(rates) - 1, len(rates) - 1)
     controls += control.format("free training steps first", len(warmups) - 1, 0)
