@@ -164,11 +164,11 @@ def ratchet(problems: int, rng: np.random.Generator, run: Callable[..., Path] = 
     packaged = []
     for k in range(packages):
         stream = Stream((0.0, 0.2, 0.4), (6, 8, 4), n=4, m=4, step_size=0.03, steps=25)
-        lr, warmup, start = 10 ** rng.uniform(-4, 1), int(rng.integers(0, 10)), ("half-smallest", "largest")[k % 2]
-        path = run_package(stream, lr, warmup, k, start=start)
-        twins.append(run(stream, [lr], [warmup], k, start).norms[-1])
+        rate, free, start = 10 ** rng.uniform(-4, 1), int(rng.integers(0, 10)), ("half-smallest", "largest")[k % 2]
+        path = run_package(stream, rate, free, k, start=start)
+        twins.append(run(stream, [rate], [free], k, start).norms[-1])
         stated.append(path.norms[-1])
-        rows = run_package(stream, lr, warmup, k, start=start, norm="mars", shapes=[(2, 3), (8,), (4, 1)])
+        rows = run_package(stream, rate, free, k, start=start, norm="mars", shapes=[(2, 3), (8,), (4, 1)])
         packaged += [ratchet_slack(path), ratchet_slack(rows)]
     return [
         inequality("ratchet: no radius ahead of its steps", np.concatenate(slack)[:problems], rounding=1e-9),
@@ -290,7 +290,7 @@ def convergence(problems: int, rng: np.random.Generator, *, steps: int = 40) -> 
     """
     gram = random_spd(rng, problems, sum(SIZES))
     moment = np.einsum("pij,pj->pi", gram, rng.standard_normal((problems, sum(SIZES))))
-    spectrum = np.linalg.eigvalsh(gram)
+    spectrum: Array = np.linalg.eigvalsh(gram).astype(np.float64)
     eta = 1 / (2 * spectrum[:, -1])
     shrink, stiff = contraction(spectrum[:, 0], spectrum[:, -1], eta), lipschitz(spectrum[:, 0], spectrum[:, -1])
     first = norms_by_layer(np.linalg.solve(gram, moment[..., None])[..., 0], SIZES) * rng.uniform(
