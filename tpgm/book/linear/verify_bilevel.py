@@ -199,8 +199,9 @@ def what_tpgm_leaves_out(
     for k in range(problems):
         problem = random_problem(rng)
         radii = active_radii(rng, problem)
-        v, multipliers = problem.inner(radii)
-        gap = problem.projection_gradient(radii) - problem.hypergradient(radii)
+        solved = problem.inner(radii)
+        v, multipliers = solved
+        gap = problem.projection_gradient(radii) - problem.hypergradient(radii, solved)
         slack.append(gap_bound(problem, multipliers) * tangential(problem, v) - np.linalg.norm(gap))
         if k >= 200:
             continue
