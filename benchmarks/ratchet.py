@@ -3,9 +3,9 @@
     python benchmarks/ratchet.py --model icons-resnet --out results/ratchet-icons.jsonl
 
 Fine-tunes on the icons as the study does, with the published start, without a constraint at first, and with training
-free for its first half or first four fifths. After every projection update a row keeps three quartiles of the radii over
-the tensors, and the share of tensors whose radius stands on its floor of 1e-8. A configuration that has a row in the file
-is not run again.
+free for its first half or first four fifths. After every projection update a row keeps three quartiles of the radii
+over the tensors, and the share of tensors whose radius stands on its floor of 1e-8. A configuration that has a row in
+the file is not run again.
 """
 
 from __future__ import annotations

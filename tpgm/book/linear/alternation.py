@@ -5,7 +5,9 @@ The second runs the package's own `tpgm.TPGM` on a torch model in float64. Book 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +85,15 @@ class Trajectory(NamedTuple):
     displacement: Array
 
 
+@contextmanager
+def collapse_expected() -> Iterator[None]:
+    """Without the warning that a constraint has collapsed: here collapses are what is studied."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the constraint has collapsed")
+        yield
+
+
+@collapse_expected()
 def alternate(
     problems: Sequence[Bilevel],
     *,

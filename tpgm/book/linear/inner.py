@@ -147,8 +147,8 @@ def solve_inner_plain(
     """The same displacement ``v``, (d,), by accelerated projected gradient: the plain twin of `solve_inner`.
 
     One problem; a momentum step, a gradient step of length ``1/λ_max(G)``, the L2 projection of every layer, and a
-    restart of the momentum whenever it points uphill. `start`, (d,), matters only where G is singular and there are many
-    solutions.
+    restart of the momentum whenever it points uphill. `start`, (d,), matters only where G is singular and there are
+    many solutions.
     """
     gram, moment, radii = (np.asarray(a, dtype=np.float64) for a in (gram, moment, radii))
     step = 1 / np.linalg.eigvalsh(gram)[-1]

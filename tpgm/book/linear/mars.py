@@ -1,4 +1,4 @@
-"""MARS radii on the linear model: where alternation rests, what the inner solution is, and the outer loss in one radius.
+"""MARS radii on the linear model: where alternation rests, the inner solution, and the outer loss in one radius.
 
 Every row of a layer has its own L1 norm, all share the layer's radius. Book chapter 5.
 """
@@ -30,7 +30,8 @@ def lengths(v: ArrayLike, sizes: tuple[int, ...]) -> Array:
 def mars(v: Array, radii: Array, sizes: tuple[int, ...]) -> Array:
     """The MARS projection: each row scaled back to its radius (…, rows)."""
     norms = lengths(v, sizes)
-    return v * np.repeat(np.minimum(1.0, radii / np.maximum(norms, 1e-300)), sizes, axis=-1)
+    projected: Array = v * np.repeat(np.minimum(1.0, radii / np.maximum(norms, 1e-300)), sizes, axis=-1)
+    return projected
 
 
 def nearest(v: Array, radii: Array, sizes: tuple[int, ...]) -> Array:

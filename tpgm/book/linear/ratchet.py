@@ -1,7 +1,7 @@
 """Every-step TPGM on fresh mini-batches of the linear model: the vote of a batch on a radius, and the ratchet.
 
 Book chapter 5. The anchor is 0, inputs are isotropic, ``Σ = I``, norms are L2 and there is one projection update a
-training step. Many runs go side by side; `run_package` is the same with the package's own `tpgm.TPGM`, one run at a time.
+training step. Many runs go side by side; `run_package` is the same with the package's own `tpgm.TPGM`, a run at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from tpgm.book.linear.alternation import collapse_expected
 from tpgm.book.linear.inner import indicator, norms_by_layer
 from tpgm.book.linear.problem import Array, layer_slices
 from tpgm.constraint import EPS, TPGM
@@ -126,6 +127,7 @@ class Layers(nn.Module):
         return (torch.from_numpy(x) @ self.vector - torch.from_numpy(y)).square().mean()
 
 
+@collapse_expected()
 def run_package(
     stream: Stream,
     radius_lr: float,
@@ -137,8 +139,8 @@ def run_package(
 ) -> Path:
     """One run (C = 1) of the package's TPGM on the same batches as `run`.
 
-    shapes: of the layers' tensors, by default vectors; settings: of `tpgm.TPGM`, by default ``norm="l2"``. `lengths` and
-    `norms` are in the unit of the norm: with "mars" those of the row where they are largest.
+    shapes: of the layers' tensors, by default vectors; settings: of `tpgm.TPGM`, by default ``norm="l2"``. `lengths`
+    and `norms` are in the unit of the norm: with "mars" those of the row where they are largest.
     """
     rng = np.random.default_rng(seed)
     optimum = stream.optimum(rng)

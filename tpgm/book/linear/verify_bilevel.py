@@ -199,8 +199,9 @@ def what_tpgm_leaves_out(
     for k in range(problems):
         problem = random_problem(rng)
         radii = active_radii(rng, problem)
-        v, multipliers = problem.inner(radii)
-        gap = problem.projection_gradient(radii) - problem.hypergradient(radii)
+        solved = problem.inner(radii)
+        v, multipliers = solved
+        gap = problem.projection_gradient(radii) - problem.hypergradient(radii, solved)
         slack.append(gap_bound(problem, multipliers) * tangential(problem, v) - np.linalg.norm(gap))
         if k >= 200:
             continue
@@ -223,7 +224,7 @@ def what_tpgm_leaves_out(
 
 
 def gap_bound(problem: Bilevel, multipliers: Array) -> float:
-    """The smaller of the two constants of eq-gap, times the tangential part of ``∇R`` a bound on what TPGM leaves out."""
+    """The smaller of the two constants of eq-gap, which bound what TPGM leaves out in units of `tangential`."""
     values = np.linalg.eigvalsh(problem.gram)
     low, high = values[0] + multipliers.min(), values[-1] + multipliers.max()
     return float(min((values[-1] - values[0]) / (2 * low), (high - low) / (2 * np.sqrt(low * high))))
@@ -272,8 +273,8 @@ def penalty_path(problems: int, rng: np.random.Generator) -> list[Check]:
 def nearest_anchor(problems: int, rng: np.random.Generator, ridge: float = 1e-7) -> list[Check]:
     """Fewer rows than weights: the solution with a small ridge against the inner solution nearest the anchor.
 
-    The latter by other means: projected gradient from a random start finds some inner solution, and Dykstra's alternating
-    projections the point of all inner solutions (same ``Gv``, within the radii) that is nearest 0.
+    The latter by other means: projected gradient from a random start finds some inner solution, and Dykstra's
+    alternating projections the point of all inner solutions (same ``Gv``, within the radii) that is nearest 0.
     """
     errors, spread = [], []
     for _ in range(problems):

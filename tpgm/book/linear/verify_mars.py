@@ -33,7 +33,7 @@ def draw(problems: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
 def at_rest(
     problems: int, rng: np.random.Generator, project: Callable[..., Array] = mars, packages: int = 20
 ) -> list[Check]:
-    """Alternation at fixed MARS radii against the inner problem with row-wise L2 balls; `project` is broken in tests."""
+    """Alternation at fixed MARS radii against an inner problem with row-wise L2 balls; tests break `project`."""
     sizes, _ = rows_of(SHAPES)
     gram, moment, radii = draw(problems, rng)
     rest = settle(gram, moment, radii, sizes, project, steps=600)
@@ -88,7 +88,7 @@ def example() -> list[Check]:
 
 
 def slope_drop(gradient: Array, row: Array) -> float:
-    """``⟨∇_i R, Δ_i⟩ / n_i``: by so much the slope of the outer loss drops where the radius reaches the norm of row i."""
+    """``⟨∇_i R, Δ_i⟩ / n_i``: the drop of the outer loss's slope where the radius reaches the norm of row i."""
     return float(gradient @ row) / float(np.abs(row).sum())
 
 

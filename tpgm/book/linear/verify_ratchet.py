@@ -79,11 +79,13 @@ def vote(draws: int, rng: np.random.Generator, *, fresh: bool = True, gaussian: 
 
     fresh: the vote is cast on another batch than the training step's; gaussian: inputs are, else random signs.
     """
-    d, layer, m, n, noise = 7, slice(0, 4), 3, 2, 0.7
+    d, layer, m, n, noise = 7, slice(0, 4), 3, 2, 0.5
     cov = random_spd(rng, 1, d)[0]
     root = np.linalg.cholesky(cov)
-    way, along = rng.standard_normal(d), np.zeros(d)
+    # most of the way lies in the layer, and the direction near it: every term of the formulas then counts
+    way, along = 0.3 * rng.standard_normal(d), np.zeros(d)
     along[layer] = rng.standard_normal(4)
+    way[layer] += along[layer]
     along /= np.linalg.norm(along)
     plain = rng.standard_normal((draws, m, d))
     x = (plain if gaussian else np.sign(plain)) @ root.T
@@ -92,7 +94,7 @@ def vote(draws: int, rng: np.random.Generator, *, fresh: bool = True, gaussian: 
     mean, variance = slope_moments(along, way, cov, noise, m)
 
     def halves(distance: float) -> tuple[Array, float]:
-        start = rng.standard_normal(d)
+        start = 0.3 * rng.standard_normal(d)
         start[layer] *= np.sqrt(distance) / np.linalg.norm(start[layer])
         x, r = _halves(rng, draws, n, start, noise)
         ours = np.einsum("tni,tn->ti", x, r)[:, layer] / n
@@ -100,7 +102,7 @@ def vote(draws: int, rng: np.random.Generator, *, fresh: bool = True, gaussian: 
         theirs = np.einsum("tni,tn->ti", x, r)[:, layer] / len(x[0])
         return np.sum(ours * theirs, axis=1), float(start @ start) + noise**2
 
-    s = 0.8
+    s = 2.0
     agreed, start_risk = halves(s)
     common, spread = agreement_moments(s, 4, start_risk, n, m)
     coin, _ = halves(0.0)
@@ -162,11 +164,11 @@ def ratchet(problems: int, rng: np.random.Generator, run: Callable[..., Path] = 
     packaged = []
     for k in range(packages):
         stream = Stream((0.0, 0.2, 0.4), (6, 8, 4), n=4, m=4, step_size=0.03, steps=25)
-        lr, warmup, start = 10 ** rng.uniform(-4, 1), int(rng.integers(0, 10)), ("half-smallest", "largest")[k % 2]
-        path = run_package(stream, lr, warmup, k, start=start)
-        twins.append(run(stream, [lr], [warmup], k, start).norms[-1])
+        rate, free, start = 10 ** rng.uniform(-4, 1), int(rng.integers(0, 10)), ("half-smallest", "largest")[k % 2]
+        path = run_package(stream, rate, free, k, start=start)
+        twins.append(run(stream, [rate], [free], k, start).norms[-1])
         stated.append(path.norms[-1])
-        rows = run_package(stream, lr, warmup, k, start=start, norm="mars", shapes=[(2, 3), (8,), (4, 1)])
+        rows = run_package(stream, rate, free, k, start=start, norm="mars", shapes=[(2, 3), (8,), (4, 1)])
         packaged += [ratchet_slack(path), ratchet_slack(rows)]
     return [
         inequality("ratchet: no radius ahead of its steps", np.concatenate(slack)[:problems], rounding=1e-9),
@@ -246,7 +248,7 @@ def budget(problems: int, rng: np.random.Generator, *, shrinking: bool = True, p
 
 
 def radii_at_the_end(norms: ArrayLike, target: ArrayLike, lr: float, updates: int, start: float | None = None) -> Array:
-    """Radii (updates + 1, P) of P isotropic layers on fixed fine-tuned weights, from `start` or half their norms, by Adam.
+    """Radii (updates + 1, P) of P isotropic layers at the end of training by Adam, from `start` or half their norms.
 
     norms ``‖Δ_l‖`` and target ``α*_l ‖Δ_l‖``, (P,): the validation loss is ``Σ (γ_l − target_l)²`` inside the norms.
     """
@@ -284,11 +286,11 @@ def package_at_the_end(norms: Array, target: Array, lr: float, updates: int) -> 
 
 def convergence(problems: int, rng: np.random.Generator, *, steps: int = 40) -> list[Check]:
     """Alternation at fixed, and at slowly moving, L2 radii: distance to the inner solution against its bound.
-    The step size is ``1/(2 λ_max)``.
+    The step size is ``1/(2 λ_max)``. At fixed radii weights start at the anchor, at moving ones at the inner solution.
     """
     gram = random_spd(rng, problems, sum(SIZES))
     moment = np.einsum("pij,pj->pi", gram, rng.standard_normal((problems, sum(SIZES))))
-    spectrum = np.linalg.eigvalsh(gram)
+    spectrum: Array = np.linalg.eigvalsh(gram).astype(np.float64)
     eta = 1 / (2 * spectrum[:, -1])
     shrink, stiff = contraction(spectrum[:, 0], spectrum[:, -1], eta), lipschitz(spectrum[:, 0], spectrum[:, -1])
     first = norms_by_layer(np.linalg.solve(gram, moment[..., None])[..., 0], SIZES) * rng.uniform(
@@ -299,6 +301,7 @@ def convergence(problems: int, rng: np.random.Generator, *, steps: int = 40) -> 
     for moving in (False, True):
         radii, v = first, np.zeros_like(moment)
         solution = solve_inner(gram, moment, radii, SIZES).displacement
+        v = solution.copy() if moving else v
         bound = np.linalg.norm(v - solution, axis=1)
         slack = np.full(problems, np.inf)
         for step in range(steps):

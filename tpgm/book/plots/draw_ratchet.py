@@ -22,7 +22,9 @@ from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, TPGM
 FLOOR = 1.01e-8  # radii up to this stand on their floor
 
 
-def vote(shares: Sequence[float], widths: Sequence[int], draws: int, rng: np.random.Generator, rows: int = 8) -> Figure:
+def vote(
+    shares: Sequence[float], widths: Sequence[int], draws: int, rng: np.random.Generator, rows: int = 16
+) -> Figure:
     """Share of validation batches that vote to open a layer at the anchor, over ``s_l / (R₀ √(d_l / nm))``.
 
     Dots: `draws` simulated pairs of batches of `rows` samples, σ = 1, for layers of these widths; line: a Gaussian with
@@ -32,16 +34,16 @@ def vote(shares: Sequence[float], widths: Sequence[int], draws: int, rng: np.ran
         fig, ax = plt.subplots()
         for d, color, marker in zip(widths, (ID_COLOR, OOD_COLOR, TPGM_COLOR), "os^", strict=False):
             found, stated = [], []
-            for share in shares:
-                unit = np.sqrt(d) / rows  # the signal in units of R₀, which itself contains it
-                s = share * unit / (1 - share * unit) if share * unit < 1 else np.inf
-                start_risk = s + 1
+            unit = np.sqrt(d) / rows  # the signal in units of R₀, which itself contains it: s / (s + 1) < 1
+            reached = [share for share in shares if share * unit < 0.9]
+            for share in reached:
+                s = share * unit / (1 - share * unit)
                 ours, theirs = (_half_gradients(rng, draws, rows, d, s) for _ in range(2))
                 found.append(float(np.mean(np.sum(ours * theirs, axis=1) > 0)))
-                mean, variance = agreement_moments(s, d, start_risk, rows, rows)
+                mean, variance = agreement_moments(s, d, s + 1, rows, rows)
                 stated.append(float(gaussian.cdf(mean / np.sqrt(variance))))
-            ax.plot(shares, found, marker, color=color, label=f"{d} weights")
-            ax.plot(shares, stated, "-", color=color)
+            ax.plot(reached, found, marker, color=color, label=f"{d} weights")
+            ax.plot(reached, stated, "-", color=color)
         ax.axhline(0.5, color=ANCHOR_COLOR, linestyle="--", linewidth=1.2)
         ax.set(
             xlabel=r"signal over noise, $s_l\, /\, R_0\sqrt{d_l/nm}$",
@@ -106,13 +108,13 @@ def cure(rates: Sequence[float], risks: Mapping[str, Array], start: float, free:
         ax.axhline(start, color=ANCHOR_COLOR, linestyle="--", linewidth=1.2, label="pre-trained")
         ax.axhline(float(free.mean()), color="black", linestyle=":", linewidth=1.2, label="plain SGD")
         ax.set(xscale="log", xlabel="learning rate of the radii", ylabel="ID risk at the end")
-        ax.set_title("Free steps first lower the risk at every rate")
+        ax.set_title("Free steps first, then slow radii, lower the risk")
         fig.legend(loc="outside lower center", ncols=2)
         plt.close(fig)
     return fig
 
 
-def kept(reaches: Sequence[float], updates: int = 100) -> Figure:
+def kept(reaches: Sequence[float], updates: int = 400) -> Figure:
     """Share of its displacement that a layer keeps over its distance, for several budgets lr·N.
 
     Every layer wants 0.9 of its displacement; radii begin at half of the smallest layer's norm.
@@ -213,15 +215,16 @@ def sliders(
         for v in (0, 0.25, 0.5, 0.75)
     )
     marks += "".join(
-        f'<text x="{_LEFT + s / stream.steps * (_WIDTH - 8 - _LEFT):.0f}" y="{base + 15}" text-anchor="middle">{s}</text>'
-        for s in range(0, stream.steps + 1, stream.steps // 4)
+        f'<text x="{_LEFT + k / 4 * (_WIDTH - 12 - _LEFT):.0f}" y="{base + 15}" text-anchor="middle">'
+        f"{k * stream.steps // 4}</text>"
+        for k in range(5)
     )
     data = json.dumps(
         {"states": states, "rates": list(rates), "warmups": list(warmups), "columns": len(warmups)}, ensure_ascii=False
     ).replace("</", "<\\/")
     control = (
-        '<label style="display:block">{0}: <output></output><br><input type="range" min="0" max="{1}" value="{2}" step="1" '
-        'style="width:100%" aria-label="{0}"></label>'
+        '<label style="display:block">{0}: <output></output><br><input type="range" min="0" max="{1}" value="{2}" '
+        'step="1" style="width:100%" aria-label="{0}"></label>'
     )
     controls = control.format("learning rate of the radii", len(rates) - 1, len(rates) - 1)
     controls += control.format("free training steps first", len(warmups) - 1, 0)
