@@ -131,13 +131,13 @@ def state_kept(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
 
 
 def _put_back_entries(now: dict[str, Any], before: dict[str, Any]) -> None:
-    plain = (bool, int, float, complex, str, type(None), Tensor)
+    plain: Any = (bool, int, float, complex, str, type(None), Tensor)
     for name, old in before.items():
         new = now.get(name)
         if new is old or not isinstance(old, plain):
             continue
-        moved = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape
-        if moved and (new.dtype, new.device) != (old.dtype, old.device):  # as by `model.double()`
+        tensors = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape
+        if tensors and (new.dtype, new.device) != (old.dtype, old.device):  # as by `model.double()`
             new.detach().copy_(old.detach())
         else:
             now[name] = old

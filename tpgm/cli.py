@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: tpgm finetune icons-resnet icons --method tpgm-end --set epochs=3 --out runs/first",
     )
     parser.add_argument("--version", action="version", version=f"tpgm {__version__}")
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = _Parser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

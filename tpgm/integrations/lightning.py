@@ -60,7 +60,9 @@ class TPGMCallback(Callback):
     ) -> None:
         self.driver = Driver(every, updates, log, settings)
         self._batches = Batches(validation, collate, batch_size, seed)
-        self._loss = checks.instance("loss", loss, Callable, "a function of module and batch, giving the loss")
+        self._loss: Callable[[Any, Any], Tensor] = checks.instance(
+            "loss", loss, Callable, "a function of module and batch, giving the loss"
+        )
         self._anchor: Any = settings.get("anchor")
         self._seen = 0
 

@@ -219,8 +219,9 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
         return checks.sequence(name, value)
     if isinstance(default, str):
         return checks.choice(name, value, choices) if choices else checks.instance(name, value, str, "a text")
-    found = checks.number(name, value, low, high, whole=isinstance(default, int), below=f.metadata["below"])
-    return type(default)(found)
+    whole = isinstance(default, int)
+    found = checks.number(name, value, low, high, whole=whole, below=f.metadata["below"])
+    return found if whole else float(found)
 
 
 def _range(f: dataclasses.Field[Any]) -> str:
@@ -315,5 +316,5 @@ def parse(method: str, name: str, text: str) -> Any:
             return type(default)(text)
         except ValueError:
             what = "a whole number" if isinstance(default, int) else "a number"
-            raise ValueError(f"{name} must be {what}, {valid_values(method)[name]}; got {text!r}") from None
+            raise ValueError(f"{name} must be {what}, got {text!r}") from None
     return text
