@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine import interrupts
 from tpgm._engine.gradients import eval_mode
 from tpgm._engine.layout import dense
@@ -45,9 +45,9 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     batches. As ``torch.optim.swa_utils.update_bn`` (stochastic weight averaging, arXiv 1803.05407), without dropout.
     Raises ValueError if no batch came; then, and if a pass raises, the statistics are as before.
     """
-    modules = with_statistics(checks.module("model", model))
+    modules = with_statistics(check.module("model", model))
     if not callable(batches) and (isinstance(batches, str) or not isinstance(batches, Iterable)):
-        raise TypeError(f"batches must be batches or a function that makes forward passes, got {checks.shown(batches)}")
+        raise TypeError(f"batches must be batches or a function that makes forward passes, got {check.shown(batches)}")
     if modules:
         with interrupts.held():
             _reestimate(model, modules, batches)
@@ -133,7 +133,7 @@ def state_kept(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
 def _put_back_entries(now: dict[str, Any], before: dict[str, Any]) -> None:
     plain: Any = (bool, int, float, complex, str, type(None), Tensor)
     for name, old in before.items():
-        new = now.get(name)
+        new: Any = now.get(name)
         if new is old or not isinstance(old, plain):
             continue
         tensors = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape

@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.anchor import anchor_tensors, match_anchor, refuse_shared
 from tpgm.buffers import Batches, Buffers, FollowingBuffers, reestimate
 from tpgm.names import aliases, canonical, matches, require_match, unwrap
@@ -17,7 +17,7 @@ from tpgm.names import aliases, canonical, matches, require_match, unwrap
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@checks.keywords
+@check.keywords
 @torch.no_grad()
 def interpolate(
     model: Model,
@@ -43,13 +43,13 @@ def interpolate(
     pattern that matches nothing, an alpha that is not finite, an unknown word for buffers, or batches missing or given
     in vain; TypeError for an anchor or model of another kind.
     """
-    checks.module("model", model)
-    alpha = checks.number("alpha", alpha)
+    check.module("model", model)
+    alpha = check.number("alpha", alpha)
     if buffers is not None:
-        checks.choice("buffers", buffers, get_args(Buffers))
+        check.choice("buffers", buffers, get_args(Buffers))
     if (batches is not None) != (buffers == "reestimate"):
         raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
-    exclude = checks.sequence("exclude", exclude)
+    exclude = check.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     for pattern in exclude:
         require_match(pattern, [*aliases(model), *given], "exclude")
@@ -58,9 +58,7 @@ def interpolate(
     start = match_anchor(model, anchor, names, exclude)
     refuse_shared(model, start)
     own = aliases(model)
-    checks.finite(
-        {f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged"
-    )
+    check.finite({f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged")
     result = copy.deepcopy(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():

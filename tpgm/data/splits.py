@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tpgm import checks
+from tpgm import check
 
 
 class LabelledData(Protocol):
@@ -40,7 +40,7 @@ class ImageArray(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> None:
         for what, given in (("images", images), ("labels", labels)):
-            checks.instance(what, given, Tensor, "a tensor")
+            check.instance(what, given, Tensor, "a tensor")
         if images.dtype != torch.uint8 or labels.dtype != torch.int64:
             raise TypeError(f"images must be uint8 and labels int64, got {images.dtype} and {labels.dtype}")
         if images.ndim != 4 or images.shape[1] != 3 or labels.shape != images.shape[:1]:
@@ -114,7 +114,7 @@ class DataSplits:
     def __post_init__(self) -> None:
         for part, data in {"train": self.train, "val": self.val, "id_test": self.id_test, **self.ood_tests}.items():
             if not (hasattr(data, "__len__") and hasattr(data, "labels")):
-                raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {checks.shown(data)}")
+                raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {check.shown(data)}")
             if not len(data):
                 raise ValueError(f"{self.name}: the part {part!r} has no images; give it at least one")
             if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(self.class_names):

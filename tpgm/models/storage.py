@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
@@ -21,7 +21,7 @@ FORMAT = 1
 KEY = "tpgm"
 
 
-@checks.keywords
+@check.keywords
 def save(
     path: str | Path,
     start: Pretrained,
@@ -39,15 +39,15 @@ def save(
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    checks.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
-    tensors = {n: t.detach().cpu() for n, t in checks.module("model", model).state_dict().items()}
-    names = start.class_names if class_names is None else checks.sequence("class_names", class_names, "name")
+    check.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
+    tensors = {n: t.detach().cpu() for n, t in check.module("model", model).state_dict().items()}
+    names = start.class_names if class_names is None else check.sequence("class_names", class_names, "name")
     if dtype is not None:
-        checks.dtype("dtype", dtype)
+        check.dtype("dtype", dtype)
     try:
         json.dumps(kept := dict(notes or {}))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"notes must be JSON values: {error} in {checks.shown(notes)}") from None
+        raise TypeError(f"notes must be JSON values: {error} in {check.shown(notes)}") from None
     weight = tensors.get(f"{start.head}.weight")
     if weight is None:
         raise ValueError(f"the model has no {start.head}.weight: start.head must name its classifier")

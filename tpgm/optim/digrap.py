@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -48,7 +48,7 @@ class DiGraP(AnchoredOptimizer):
 
     _wide = ("omega", "omega_exp_avg", "omega_exp_avg_sq", "direction")
 
-    @checks.keywords
+    @check.keywords
     def __init__(
         self,
         params: Iterable[Any],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -39,7 +39,7 @@ class AdamSPD(AnchoredOptimizer):
     Raises ValueError for a setting outside its range or an anchor that does not fit.
     """
 
-    @checks.keywords
+    @check.keywords
     def __init__(
         self,
         params: Iterable[Any],
