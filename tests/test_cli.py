@@ -96,7 +96,6 @@ def test_an_image_that_breaks_off_is_named_and_the_checkpoint_stays(
         (["m", "icons", "--out", "x", "--set", "lr=fast"], "lr must be a number"),
         (["m", "icons", "--out", "x", "--set", "epoch=3"], "did you mean 'epochs'?"),
         (["m", "icons", "--out", "x", "--ood", "a=b"], "--ood goes with a folder"),
-        (["m", "icons", "--out", "x", "--size", "0"], "argument --size: must be a whole number at least 1"),
         (["m", "photos", "--out", "x", "--train-per-class", "3"], "--train-per-class goes with the icons"),
         (["m", "no-such-folder", "--out", "x"], "no-such-folder"),
         (["m", "p", "--out", "x", "--set", "lr=1", "--set", "lr=2"], "--set gives lr twice ('1' and '2')"),
@@ -199,6 +198,12 @@ def test_an_empty_path_is_refused(arguments: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(arguments)
     assert re.search("the (path|name) is empty: name a file or folder", capsys.readouterr().err)
+
+
+def test_a_number_outside_its_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "m", "icons", "--out", "x", "--size", "0"])
+    assert "argument --size: must be a whole number at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_bad_input() -> None:
         tpgm.interpolate(model, anchor, math.nan)
     with pytest.raises(ValueError, match="lacks tensors"):
         tpgm.interpolate(model, {}, 0.5)
-    with pytest.raises(TypeError, match="anchor must be a module or a state dict.*got 'zero'"):
+    with pytest.raises(TypeError, match=r"anchor must be a module or a state dict.*got 'zero'"):
         tpgm.interpolate(model, "zero", 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="matches no parameter"):
         tpgm.interpolate(model, anchor, 0.5, exclude=["head.*"])

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine.layout import place
 from tpgm._engine.sharded import local
 from tpgm.names import aliases, canonical, matches, unwrap
@@ -33,8 +33,8 @@ def anchor_tensors(anchor: nn.Module | Mapping[str, Tensor], model: nn.Module | 
     `model` has such names itself."""
     if isinstance(anchor, nn.Module):
         anchor = unwrap(anchor).state_dict()
-    checks.instance("anchor", anchor, Mapping, "a module or a state dict (of a file: torch.load)")
-    checks.mapping("anchor", anchor, "from names to tensors")
+    check.instance("anchor", anchor, Mapping, "a module or a state dict (of a file: torch.load)")
+    check.mapping("anchor", anchor, "from names to tensors")
     refuse_checkpoint(anchor)
     named = {canonical(name): tensor for name, tensor in anchor.items()}
     own = model is not None and any(name.startswith("module.") for name in aliases(model))
@@ -109,7 +109,7 @@ def match_anchor(
             misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
         elif not parameters[name].is_floating_point():
             misfits.append(f"{name}: the model has dtype {parameters[name].dtype}, must be floating point")
-        elif what := checks.broken(tensor):
+        elif what := check.broken(tensor):
             misfits.append(f"{name}: anchor {what}; load the pre-trained weights anew")
     problems = [
         f"{what}:{_listing(lines)}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.anchor import Model, anchor_tensors, match_anchor
 from tpgm.interpolation import interpolate
 from tpgm.names import aliases, canonical, matches, require_match, unwrap
@@ -49,7 +49,7 @@ def model_stock(
     """
     mixed = soup(models)
     known = [*aliases(mixed), *anchor_tensors(anchor, mixed)]
-    exclude = [require_match(pattern, known, "exclude") for pattern in checks.sequence("exclude", exclude)]
+    exclude = [require_match(pattern, known, "exclude") for pattern in check.sequence("exclude", exclude)]
     names = [n for n in (canonical(n) for n, _ in unwrap(mixed).named_parameters()) if not matches(n, exclude)]
     start = match_anchor(mixed, anchor, names, exclude)
     k = len(models)

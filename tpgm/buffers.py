@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine import interrupts
 from tpgm._engine.gradients import eval_mode
 from tpgm._engine.layout import dense
@@ -60,9 +60,9 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     Raises ValueError if no batch came, or one of a single image to a BatchNorm that sees no more of it; then, and if a
     pass raises, the statistics are as before.
     """
-    modules = with_statistics(checks.module("model", model))
+    modules = with_statistics(check.module("model", model))
     if not callable(batches) and (isinstance(batches, str) or not isinstance(batches, Iterable)):
-        raise TypeError(f"batches must be batches or a function that makes forward passes, got {checks.shown(batches)}")
+        raise TypeError(f"batches must be batches or a function that makes forward passes, got {check.shown(batches)}")
     if modules:
         with interrupts.held():
             _reestimate(model, modules, batches)
@@ -147,13 +147,13 @@ def state_kept(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
 
 
 def _put_back_entries(now: dict[str, Any], before: dict[str, Any]) -> None:
-    plain = (bool, int, float, complex, str, type(None), Tensor)
+    plain: Any = (bool, int, float, complex, str, type(None), Tensor)
     for name, old in before.items():
-        new = now.get(name)
+        new: Any = now.get(name)
         if new is old or not isinstance(old, plain):
             continue
-        moved = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape
-        if moved and (new.dtype, new.device) != (old.dtype, old.device):  # as by `model.double()`
+        tensors = isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape == old.shape
+        if tensors and (new.dtype, new.device) != (old.dtype, old.device):  # as by `model.double()`
             new.detach().copy_(old.detach())
         else:
             now[name] = old

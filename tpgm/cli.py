@@ -70,16 +70,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def number(low: float = -math.inf, *, whole: bool = False, above: bool = False) -> Callable[[str], Any]:
-    """An argument's type: a number in a range, see `tpgm.checks.number`."""
+    """An argument's type: a number in a range, see `tpgm.check.number`."""
 
     def read(text: str) -> Any:
-        from tpgm import checks
+        from tpgm import check
 
         value: Any = text
         with contextlib.suppress(ValueError):
             value = int(text) if whole else float(text)
         try:
-            return checks.number("", value, low, whole=whole, above=above)
+            return check.number("", value, low, whole=whole, above=above)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error).strip()) from None
 

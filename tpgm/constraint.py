@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
 from tpgm._engine.interrupts import deliver, held
@@ -109,7 +109,7 @@ class TPGM:
     model has got other parameters.
     """
 
-    @checks.keywords
+    @check.keywords
     def __init__(
         self,
         model: nn.Module,
@@ -129,17 +129,17 @@ class TPGM:
         buffers: Buffers | None = None,
     ) -> None:
         outside_inference("a TPGM made")
-        checks.module("model", model)
-        checks.choice("norm", norm, NORMS)
-        checks.choice("unit", unit, get_args(Unit))
-        checks.choice("start", start, get_args(Start))
+        check.module("model", model)
+        check.choice("norm", norm, NORMS)
+        check.choice("unit", unit, get_args(Unit))
+        check.choice("start", start, get_args(Start))
         if buffers is not None:
-            checks.choice("buffers", buffers, get_args(Buffers))
-        lr, penalty, tv = (checks.number(n, v, 0) for n, v in (("lr", lr), ("penalty", penalty), ("tv", tv)))
-        checks.flag("keep_copy", keep_copy)
-        kept_dtype = None if anchor_dtype is None else checks.dtype("anchor_dtype", anchor_dtype)
-        kept_device = None if anchor_device is None else checks.device("anchor_device", anchor_device)
-        exclude = checks.sequence("exclude", exclude)
+            check.choice("buffers", buffers, get_args(Buffers))
+        lr, penalty, tv = (check.number(n, v, 0) for n, v in (("lr", lr), ("penalty", penalty), ("tv", tv)))
+        check.flag("keep_copy", keep_copy)
+        kept_dtype = None if anchor_dtype is None else check.dtype("anchor_dtype", anchor_dtype)
+        kept_device = None if anchor_device is None else check.device("anchor_device", anchor_device)
+        exclude = check.sequence("exclude", exclude)
         if isinstance(anchor, str) and anchor != "zero":
             raise TypeError(f"anchor must be a module, a state dict (of a file: torch.load) or 'zero', got {anchor!r}")
         self._fsdp = fsdp_modules(model)
@@ -241,7 +241,7 @@ class TPGM:
             if isinstance(groups, str) or not isinstance(groups, Iterable) or not (groups := list(groups)):
                 raise TypeError(f"groups must be None or groups of patterns such as [['a.*'], ['b.*']], got {groups!r}")
             for group in groups:
-                if not (patterns := checks.sequence("groups", group)):
+                if not (patterns := check.sequence("groups", group)):
                     raise ValueError(f"groups has an empty group, {group!r}: give each at least one pattern")
                 patterns = tuple(require_match(pattern, names, "groups") for pattern in patterns)
                 members.append([name for name in names if matches(name, patterns)])
@@ -325,7 +325,7 @@ class TPGM:
         ValueError if the loss is not a scalar tensor with a gradient through a constrained parameter; radii and weights
         are then as before the call. On several processes all must call it, as also `project_` and `projected`.
         """
-        checks.instance("closure", closure, Callable, "a function without arguments, that returns the loss")
+        check.instance("closure", closure, Callable, "a function without arguments, that returns the loss")
         self._warn_of_statistics(3)
         self._warn_of_unfrozen(3)
         with held():
@@ -360,7 +360,7 @@ class TPGM:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    @checks.keywords
+    @check.keywords
     @torch.no_grad()
     def project_(self, *, unmoved: bool = False, batches: Batches | None = None) -> None:
         """Project the model's weights in place, ``θ_i ← θ⁰_i + Δ_i clip(γ / (n_i + 1e-8), 0, 1)``.
@@ -374,7 +374,7 @@ class TPGM:
         Raises FloatingPointError, with the weights as they were, if one is NaN or infinite (`unmoved` does not look).
         Signals wait until the weights are projected.
         """
-        checks.flag("unmoved", unmoved)
+        check.flag("unmoved", unmoved)
         self._refuse_while_swapped("project_")
         self._check_batches(batches)
         self._warn_of_statistics(5)  # two frames are the decorators'
@@ -451,13 +451,13 @@ class TPGM:
         Raises ValueError, with everything as it was, if the state is of another model, anchor, norm, unit or buffers.
         """
         cure = "construct TPGM as when the state was saved, or take another state"
-        checks.mapping("state", state, "as TPGM's state_dict() returned it")
+        check.mapping("state", state, "as TPGM's state_dict() returned it")
         if absent := {"norm", "radii", "optimizer", "norms", "anchor"} - set(state):
             raise ValueError(f"not a state of TPGM: it lacks {', '.join(sorted(absent))}; give one of state_dict()")
         for what, default in (("norm", None), ("unit", "norm"), ("buffers", self.buffers)):
             if (theirs := state.get(what, default)) != (own := getattr(self, what)):
                 raise ValueError(f"the state has {what} {theirs!r}, this constraint {own!r}; {cure}")
-        radii = checks.mapping("radii of the state", state["radii"], "from parameter names to tensors")
+        radii = check.mapping("radii of the state", state["radii"], "from parameter names to tensors")
         if (ours := set(self._params)) != set(radii):
             raise ValueError(
                 "the state belongs to another model (or another exclude): it lacks "
@@ -472,7 +472,7 @@ class TPGM:
         norms = state["norms"]
         if norms is not None and [len(n) for n in norms] != self._rows:
             raise ValueError(f"norms of the state are of {len(norms)} tensors or other rows, not this model's; {cure}")
-        checks.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
+        check.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
         for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
             if not torch.allclose(saved.cpu(), own_print, rtol=1e-9, atol=1e-9 * float(own_print[1])):
@@ -482,8 +482,8 @@ class TPGM:
                 )
         adam = state["optimizer"]
         if not isinstance(adam, Mapping) or not {"state", "param_groups"} <= set(adam):
-            raise ValueError(f"the optimizer of the state is not one of Adam, got {checks.shown(adam)}; {cure}")
-        checks.finite({n: t for of in adam["state"].values() for n, t in of.items() if isinstance(t, Tensor)}, cure)
+            raise ValueError(f"the optimizer of the state is not one of Adam, got {check.shown(adam)}; {cure}")
+        check.finite({n: t for of in adam["state"].values() for n, t in of.items() if isinstance(t, Tensor)}, cure)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         with torch.no_grad():
             self._radii.copy_(torch.stack([state["radii"][name].to(self._radii) for name in self._params]))

@@ -8,13 +8,13 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.anchor import Model, anchor_tensors, copy_of, match_anchor, refuse_shared
 from tpgm.buffers import Batches, Buffers, FollowingBuffers, reestimate
 from tpgm.names import aliases, canonical, matches, require_match, unwrap
 
 
-@checks.keywords
+@check.keywords
 @torch.no_grad()
 def interpolate(
     model: Model,
@@ -41,15 +41,15 @@ def interpolate(
     that cannot be copied, a pattern that matches nothing, an alpha that is not finite or has other names, an unknown
     word for buffers, or batches missing or given in vain; TypeError for an anchor or model of another kind.
     """
-    checks.module("model", model)
-    each = checks.mapping("alpha", alpha, "from names to ratios") if isinstance(alpha, Mapping) else None
-    ratios = {name: checks.number(f"alpha of {name}", ratio) for name, ratio in (each or {}).items()}
-    common = checks.number("alpha", alpha) if each is None else None
+    check.module("model", model)
+    each = check.mapping("alpha", alpha, "from names to ratios") if isinstance(alpha, Mapping) else None
+    ratios = {name: check.number(f"alpha of {name}", ratio) for name, ratio in (each or {}).items()}
+    common = check.number("alpha", alpha) if each is None else None
     if buffers is not None:
-        checks.choice("buffers", buffers, get_args(Buffers))
+        check.choice("buffers", buffers, get_args(Buffers))
     if (batches is not None) != (buffers == "reestimate"):
         raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
-    exclude = checks.sequence("exclude", exclude)
+    exclude = check.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     exclude = tuple(require_match(pattern, [*aliases(model), *given], "exclude") for pattern in exclude)
     tied = {id(p) for name, p in aliases(model).items() if matches(name, exclude)}
@@ -64,9 +64,7 @@ def interpolate(
             f"alpha must name each parameter with an anchor and no other; differing: {', '.join(differing[:3])}{more}"
         )
     own = aliases(model)
-    checks.finite(
-        {f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged"
-    )
+    check.finite({f"the model's {name}": own[name] for name in start}, "load weights from before the training diverged")
     result = copy_of(model)
     targets = dict(aliases(result).items())
     for name, tensor in start.items():

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tpgm import checks
+from tpgm import check
 
 Norm = Literal["l2", "mars"]
 
@@ -71,7 +71,7 @@ def scale_rows(weight: Tensor, anchor: Tensor, ratios: Tensor, norm: Norm) -> Te
     return scaled.reshape(weight.shape).to(weight.dtype)
 
 
-@checks.keywords
+@check.keywords
 def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm = "mars") -> Tensor:
     """Project a weight onto the ball of `radius` around its anchor, in closed form (arXiv 2303.10720, section 3).
 
@@ -82,20 +82,20 @@ def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm =
     Raises ValueError for an unknown norm, shapes that differ, NaN or infinite values, or a radius that is negative, NaN
     or neither one number nor one a row; TypeError for anything but floating-point tensors.
     """
-    checks.choice("norm", norm, NORMS)
+    check.choice("norm", norm, NORMS)
     for name, tensor in (("weight", weight), ("anchor", anchor)):
-        checks.instance(name, tensor, Tensor, "a tensor")
+        check.instance(name, tensor, Tensor, "a tensor")
     if weight.shape != anchor.shape:
         raise ValueError(f"weight {tuple(weight.shape)} and anchor {tuple(anchor.shape)} must have the same shape")
     if not (weight.is_floating_point() and anchor.is_floating_point()):
         raise TypeError(f"weight and anchor must be floating point, got {weight.dtype} and {anchor.dtype}")
     rows = count_rows(weight, norm)
     if not isinstance(radius, Tensor):
-        radius = math.inf if radius == math.inf else checks.number("radius", radius, 0)
+        radius = math.inf if radius == math.inf else check.number("radius", radius, 0)
     elif radius.shape not in ((), (1,), (rows,)):
         raise ValueError(f"radius must be one number or one a row, ({rows},), got shape {tuple(radius.shape)}")
     elif not bool((radius >= 0).all()):
-        raise ValueError(f"radius must be at least 0, got {checks.shown(radius)} with the smallest {radius.min():g}")
-    checks.finite({"weight": weight, "anchor": anchor}, "give finite numbers: the training may have diverged")
+        raise ValueError(f"radius must be at least 0, got {check.shown(radius)} with the smallest {radius.min():g}")
+    check.finite({"weight": weight, "anchor": anchor}, "give finite numbers: the training may have diverged")
     norms = row_norms(upcast(weight) - upcast(anchor), norm)
     return scale_rows(weight, anchor, row_ratios(norms, radius), norm)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.constraint import TPGM
 from tpgm.files import write_aside
 from tpgm.names import aliases, blocks, in_figure, kinds
@@ -105,7 +105,7 @@ class Report:
         return bundle
 
 
-@checks.keywords
+@check.keywords
 def report(constraint: TPGM, path: str | Path | None = None, *, title: str = "Ratios by depth") -> Report:
     """The ratios of a constraint by depth: a picture in a notebook or a file, a table in a terminal.
 
@@ -117,10 +117,10 @@ def report(constraint: TPGM, path: str | Path | None = None, *, title: str = "Ra
     Raises TypeError for anything but a `TPGM`, ValueError for an unknown file ending, ImportError if a picture is asked
     for without matplotlib.
     """
-    checks.instance("constraint", constraint, TPGM, "a tpgm.TPGM")
-    checks.instance("title", title, str, "a text")
+    check.instance("constraint", constraint, TPGM, "a tpgm.TPGM")
+    check.instance("title", title, str, "a text")
     if path is not None:
-        path = checks.path("path", path)
+        path = check.path("path", path)
     result = Report(constraint, title)
     if path is not None:
         result.save(path)

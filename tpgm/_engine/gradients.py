@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tpgm._engine.interrupts import passing
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Fsdp, own_pass, part, reshard
-from tpgm.checks import shown
+from tpgm.check import shown
 
 REENTRANT = (
     "the model checkpoints activations in the reentrant way, which hides gradients from torch.autograd.grad: give "

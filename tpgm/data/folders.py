@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm import checks
+from tpgm import check
 from tpgm.data.images import SUFFIXES, check_header, readable
 from tpgm.data.splits import DataSplits, ImageFiles, hold_out, label_fraction
 
@@ -25,13 +25,13 @@ def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
     """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
     from torchvision.transforms import v2
 
-    size = checks.number("size", size, 1, whole=True)
+    size = check.number("size", size, 1, whole=True)
     resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
     chain: Callable[[Any], Any] = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
     return chain
 
 
-@checks.keywords
+@check.keywords
 def image_folder(
     id_folder: str | Path,
     ood: Mapping[str, str | Path] | None = None,
@@ -61,17 +61,17 @@ def image_folder(
     without images, a class with too few to split, an OOD class that is not an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
     """
-    root, left = checks.path("id_folder", id_folder), Counter[str]()
+    root, left = check.path("id_folder", id_folder), Counter[str]()
     for what, share in (("val_share", val_share), ("test_share", test_share)):
-        checks.number(what, share, 0, 1, above=True, below=True)
+        check.number(what, share, 0, 1, above=True, below=True)
     if val_share + test_share >= 1:
         raise ValueError(f"val_share {val_share} and test_share {test_share} must sum to below 1")
-    checks.number("fraction", fraction, 0, 100, above=True)
-    checks.number("seed", seed, whole=True)
+    check.number("fraction", fraction, 0, 100, above=True)
+    check.number("seed", seed, whole=True)
     for what, change in (("transform", transform), ("train_transform", train_transform)):
         if change is not None:
-            checks.instance(what, change, Callable, "a function from a PIL image to an image")
-    ood = checks.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
+            check.instance(what, change, Callable, "a function from a PIL image to an image")
+    ood = check.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
     if found := _parts(root):
         class_names = class_folders(found["train"], left)
         parts = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from tpgm import checks
+from tpgm import check
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Preparation:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a size below 1 and a standard deviation that is not above 0."""
-        checks.number("size", self.size, 1, whole=True)
+        check.number("size", self.size, 1, whole=True)
         for value in self.std:
-            checks.number("std", value, 0, above=True)
+            check.number("std", value, 0, above=True)
 
     def __call__(self, images: Tensor, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) uint8 in [0, 255] to (B, 3, size, size) float32, normalised; with a generator also augmented.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tpgm import checks
+from tpgm import check
 from tpgm.data.images import read_image
 
 
@@ -41,7 +41,7 @@ class ImageArray(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Tensor, labels: Tensor, class_subset: Tensor | None = None) -> None:
         for what, given in (("images", images), ("labels", labels)):
-            checks.instance(what, given, Tensor, "a tensor")
+            check.instance(what, given, Tensor, "a tensor")
         if images.dtype != torch.uint8 or labels.dtype != torch.int64:
             raise TypeError(f"images must be uint8 and labels int64, got {images.dtype} and {labels.dtype}")
         if images.ndim != 4 or images.shape[1] != 3 or labels.shape != images.shape[:1]:
@@ -111,7 +111,7 @@ class DataSplits:
             raise ValueError(f"{self.name}: {taken[0]!r} is a part of the ID data: give the OOD test another name")
         for part, data in {**own, **self.ood_tests}.items():
             if not (hasattr(data, "__len__") and hasattr(data, "labels")):
-                raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {checks.shown(data)}")
+                raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {check.shown(data)}")
             if not len(data):
                 raise ValueError(f"{self.name}: the part {part!r} has no images; give it at least one")
             if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(self.class_names):

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.anchor import Anchor
 from tpgm.buffers import reestimate
 from tpgm.constraint import TPGM
@@ -34,14 +34,14 @@ class Batches:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise TypeError(
                 "validation data must have a length and be indexed by position, got "
-                f"{checks.shown(dataset)}, a {type(dataset).__name__}; "
+                f"{check.shown(dataset)}, a {type(dataset).__name__}; "
                 "from a stream or a loader make a function without arguments that returns the loss"
             )
         if not len(dataset):
             raise ValueError("the validation data are empty: give at least one item")
-        checks.instance("collate", collate, Callable, "a function that makes a batch of a list of items")
-        batch_size = checks.number("batch_size", batch_size, 1, whole=True)
-        checks.number("seed", seed, whole=True)
+        check.instance("collate", collate, Callable, "a function that makes a batch of a list of items")
+        batch_size = check.number("batch_size", batch_size, 1, whole=True)
+        check.number("seed", seed, whole=True)
         self.dataset, self.collate, self.batch_size, self.seed = dataset, collate, batch_size, seed
 
     def __call__(self, number: int, process: int = 0) -> Any:
@@ -58,11 +58,11 @@ class Driver:
     """Counts optimizer steps, updates the radii every so many of them and projects after each."""
 
     def __init__(self, every: int, updates: int, log: Log, settings: Mapping[str, Any]) -> None:
-        every, updates = checks.number("every", every, 1, whole=True), checks.number("updates", updates, 1, whole=True)
-        checks.choice("log", log, get_args(Log))
+        every, updates = check.number("every", every, 1, whole=True), check.number("updates", updates, 1, whole=True)
+        check.choice("log", log, get_args(Log))
         known = list(inspect.signature(TPGM).parameters)
         if unknown := [name for name in settings if name not in known]:
-            near = checks.hint(unknown[0], known)
+            near = check.hint(unknown[0], known)
             raise TypeError(f"TPGM has no argument {unknown[0]!r}; {near}It takes {', '.join(known)}")
         self.every, self.updates, self.log, self.settings = every, updates, log, dict(settings)
         self.constraint: TPGM | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from tpgm import checks
+from tpgm import check
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 from tpgm.methods.base import refuse_schedule_free
 
@@ -62,7 +62,9 @@ class TPGMCallback(Callback):
     ) -> None:
         self.driver = Driver(every, updates, log, settings)
         self._batches = Batches(validation, collate, batch_size, seed)
-        self._loss = checks.instance("loss", loss, Callable, "a function of module and batch, giving the loss")
+        self._loss: Callable[[Any, Any], Tensor] = check.instance(
+            "loss", loss, Callable, "a function of module and batch, giving the loss"
+        )
         self._anchor: Any = settings.get("anchor")
         self._seen = 0
 

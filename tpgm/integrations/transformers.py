@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from tpgm import checks
+from tpgm import check
 from tpgm.files import packed, unpacked
 from tpgm.integrations.driver import BATCHES, Batches, Driver, Log, copied
 from tpgm.methods.base import refuse_schedule_free
@@ -62,9 +62,9 @@ class TPGMCallback(TrainerCallback, ExportableState):
     ) -> None:
         self.driver = Driver(every, updates, log, settings)
         if not hasattr(trainer, "args") or not hasattr(trainer, "model"):
-            raise TypeError(f"trainer must be the Trainer to which the callback is added, got {checks.shown(trainer)}")
+            raise TypeError(f"trainer must be the Trainer to which the callback is added, got {check.shown(trainer)}")
         if batch_size is not None:
-            checks.number("batch_size", batch_size, 1, whole=True)
+            check.number("batch_size", batch_size, 1, whole=True)
         if trainer.args.restore_callback_states_from_checkpoint:
             raise ValueError(
                 "the radii resume by themselves; with restore_callback_states_from_checkpoint=True the Trainer would "

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
-from tpgm.checks import hint
+from tpgm import check
+from tpgm.check import hint
 from tpgm.names import aliases, chosen
 
 Settings = dict[str, Any]
@@ -240,18 +240,19 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     name, default, choices = f.name, f.default, f.metadata["choices"]
     low, high = f.metadata["range"]
     if isinstance(default, bool):
-        return checks.flag(name, value)
+        return check.flag(name, value)
     if isinstance(default, tuple):
-        return checks.sequence(name, value)
+        return check.sequence(name, value)
     if isinstance(default, str):
-        return checks.choice(name, value, choices) if choices else checks.instance(name, value, str, "a text")
-    found = checks.number(name, value, low, high, whole=isinstance(default, int), below=f.metadata["below"])
-    return type(default)(found)
+        return check.choice(name, value, choices) if choices else check.instance(name, value, str, "a text")
+    whole = isinstance(default, int)
+    found = check.number(name, value, low, high, whole=whole, below=f.metadata["below"])
+    return found if whole else float(found)
 
 
 def _range(f: dataclasses.Field[Any]) -> str:
     low, high = f.metadata["range"]
-    return checks.range_of(low, high, below=f.metadata["below"]) or "finite"
+    return check.range_of(low, high, below=f.metadata["below"]) or "finite"
 
 
 # --- the registry
@@ -281,7 +282,7 @@ def register(method: Kind) -> Kind:
 def known(name: str) -> type[Method]:
     """The method of this name. Raises ValueError naming those there are."""
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown method {checks.shown(name)}; {hint(name, METHODS)}Methods: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {check.shown(name)}; {hint(name, METHODS)}Methods: {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -311,7 +312,7 @@ def make(method: str | Method, given: Mapping[str, Any]) -> Method:
         raise TypeError(f"method must be a name or a tpgm.methods.Method, got {method!r:.80}")
     kind = known(method) if isinstance(method, str) else type(method)
     valid = [f.name for f in fields(kind)]
-    for name in checks.mapping("settings", given, "from their names to values"):
+    for name in check.mapping("settings", given, "from their names to values"):
         if name not in valid:
             near = hint(name, valid)
             raise ValueError(f"{kind.name} has no setting {name!r}; {near}Settings: {', '.join(valid)}")
@@ -339,5 +340,5 @@ def parse(method: str, name: str, text: str) -> Any:
             return type(default)(text)
         except ValueError:
             what = "a whole number" if isinstance(default, int) else "a number"
-            raise ValueError(f"{name} must be {what}, {valid_values(method)[name]}; got {text!r}") from None
+            raise ValueError(f"{name} must be {what}, got {text!r}") from None
     return text

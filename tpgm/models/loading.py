@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.models.architectures import Architecture, need, preparation_of, unknown
 from tpgm.models.checkpoints import load_checkpoint
 from tpgm.models.clip import load_open_clip
@@ -20,7 +20,7 @@ from tpgm.models.pretrained import Pretrained, filled
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 
 
-@checks.keywords
+@check.keywords
 def load(
     name: str | Path,
     num_classes: int | None = None,
@@ -47,14 +47,14 @@ def load(
     Raises ValueError for an unknown name (naming near ones), a wrong number of classes or tensors that do not fit,
     FileNotFoundError for a missing file, ImportError for a missing package, OSError if weights cannot be fetched.
     """
-    checks.path("name", name)
+    check.path("name", name)
     for what, value in (("num_classes", num_classes), ("size", size)):
         if value is not None:
-            checks.number(what, value, 1, whole=True)
-    names = None if class_names is None else checks.sequence("class_names", class_names, "name")
-    templates = checks.sequence("templates", templates, "template")
+            check.number(what, value, 1, whole=True)
+    names = None if class_names is None else check.sequence("class_names", class_names, "name")
+    templates = check.sequence("templates", templates, "template")
     into = str | Architecture | nn.Module | None
-    checks.instance("architecture", architecture, into, "a name such as 'timm/resnet50' or a module")
+    check.instance("architecture", architecture, into, "a name such as 'timm/resnet50' or a module")
     text = str(name)
     source, _, rest = text.partition("/")
     if isinstance(architecture, str):

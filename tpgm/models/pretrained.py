@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.anchor import _listing
 from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, head_of, preparation_of
@@ -47,7 +47,7 @@ class Pretrained:
         are (`tpgm.data.images.rgb`), the longer side is cropped. A class without a name is called by its number.
         Raises OSError naming a file that is not an image, TypeError for another tensor.
         """
-        checks.number("top", top, 1, whole=True)
+        check.number("top", top, 1, whole=True)
         pixels = image if isinstance(image, Tensor) else _pixels(image, self.preparation.size)
         if pixels.ndim != 3:
             raise ValueError(f"predict takes an image of shape (3, H, W), got {tuple(pixels.shape)}")
@@ -66,7 +66,7 @@ def _pixels(image: Image | str | Path, size: int) -> Tensor:
     from tpgm.data.images import read_image, rgb
 
     if not (isinstance(image, str | Path) or hasattr(image, "convert")):
-        raise TypeError(f"image must be a PIL image, a path or a (3, H, W) uint8 tensor, got {checks.shown(image)}")
+        raise TypeError(f"image must be a PIL image, a path or a (3, H, W) uint8 tensor, got {check.shown(image)}")
     pixels: Tensor = resize_and_crop(size)(read_image(image) if isinstance(image, str | Path) else rgb(image))
     return pixels
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 from tpgm.data.preparation import Preparation
 from tpgm.files import write_aside
 from tpgm.models.architectures import Architecture, need
@@ -29,7 +29,7 @@ class Damaged(ValueError):
     """A file of this project that is not as it was written."""
 
 
-@checks.keywords
+@check.keywords
 def save(
     path: str | Path,
     start: Pretrained,
@@ -48,16 +48,16 @@ def save(
     Raises ValueError if the number of class names is not that of the classes or ``start.head`` is not in the model,
     OSError if the file cannot be written.
     """
-    checks.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
-    state = checks.module("model", model).state_dict()
+    check.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
+    state = check.module("model", model).state_dict()
     tensors = {n: t.detach().cpu() for n, t in state.items()}
-    names = start.class_names if class_names is None else checks.sequence("class_names", class_names, "name")
+    names = start.class_names if class_names is None else check.sequence("class_names", class_names, "name")
     if dtype is not None:
-        checks.dtype("dtype", dtype)
+        check.dtype("dtype", dtype)
     try:
         json.dumps(kept := dict(notes or {}))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"notes must be JSON values: {error} in {checks.shown(notes)}") from None
+        raise TypeError(f"notes must be JSON values: {error} in {check.shown(notes)}") from None
     weight = tensors.get(f"{start.head}.weight")
     if weight is None:
         raise ValueError(f"the model has no {start.head}.weight: start.head must name its classifier")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine import sharded
 from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import outside_inference, refuse_checkpoint, zero
-from tpgm.checks import hint
+from tpgm.check import hint
 from tpgm.projection import Norm
 
 Anchors = Sequence[Tensor] | Mapping[str, Tensor] | Literal["zero", False] | None
@@ -81,7 +81,7 @@ class AnchoredOptimizer(Optimizer):
         if problem := _problem(unknown or {}, {*defaults, "anchor"}):
             raise TypeError(f"{type(self).__name__}: {problem}")
         if isinstance(params, nn.Module | Tensor):
-            raise TypeError(f"params must be parameters, as of model.parameters(), got {checks.shown(params)}")
+            raise TypeError(f"params must be parameters, as of model.parameters(), got {check.shown(params)}")
         params = list(params)
         if not params:
             raise ValueError("params is empty: give at least one of the model's parameters")
@@ -131,7 +131,7 @@ class AnchoredOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            checks.instance("closure", closure, Callable, "a function without arguments, or None")
+            check.instance("closure", closure, Callable, "a function without arguments, or None")
             with torch.enable_grad():
                 loss = closure()
         ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
@@ -159,7 +159,7 @@ class AnchoredOptimizer(Optimizer):
         Raises ValueError if a group there is not one of this class or an anchor does not have its parameter's shape.
         """
         cure = "give what state_dict() of the same kind of optimizer returned"
-        checks.mapping("state_dict", state_dict, "as state_dict() returned it")
+        check.mapping("state_dict", state_dict, "as state_dict() returned it")
         if absent := {"state", "param_groups"} - state_dict.keys():
             raise ValueError(f"this state lacks {', '.join(sorted(absent))}; {cure}")
         groups = state_dict["param_groups"]
@@ -176,10 +176,10 @@ class AnchoredOptimizer(Optimizer):
                     f"this is another model's state: parameter {i} is {tuple(p.shape)}, its anchor {shape}; {cure}"
                 )
             tensors = {n: local(t) for n, t in state.items() if isinstance(t, Tensor)}
-            checks.finite({f"{n} of parameter {i} in the state": t for n, t in tensors.items()}, cure)
+            check.finite({f"{n} of parameter {i} in the state": t for n, t in tensors.items()}, cure)
             for name, high in (("radius", math.inf), ("omega", 1.0)):
                 if name in tensors:
-                    checks.number(f"{name} of parameter {i} in the state", tensors[name], 0, high)
+                    check.number(f"{name} of parameter {i} in the state", tensors[name], 0, high)
         super().load_state_dict(state_dict)
         for p, state, _ in saved:
             for name, value in state.items():
@@ -315,7 +315,7 @@ def _anchors(group: Group) -> list[Tensor]:
     for label, p, tensor in zip(labels, params, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{label}: the anchor must be a tensor, got {tensor!r:.60}, a {type(tensor).__name__}")
-        checks.finite({f"the anchor of {label}": local(tensor.detach())}, "load the weights anew or give others")
+        check.finite({f"the anchor of {label}": local(tensor.detach())}, "load the weights anew or give others")
         if tensor.shape != p.shape or not tensor.is_floating_point():
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"
@@ -337,7 +337,7 @@ def _copy(p: Tensor, anchor: Tensor) -> Tensor:
 def require(group: Group, *names: str, high: float = math.inf) -> None:
     """Raise ValueError unless the settings `names` of a group are finite numbers in [0, high]."""
     for name in names:
-        checks.number(name, group[name], 0, high)
+        check.number(name, group[name], 0, high)
 
 
 def require_adam(group: Group) -> None:
@@ -347,7 +347,7 @@ def require_adam(group: Group) -> None:
     if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
     for beta in betas:
-        checks.number("each of the two betas", beta, 0, 1, below=True)
+        check.number("each of the two betas", beta, 0, 1, below=True)
 
 
 def adam_state(params: list[Tensor], states: list[State]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from tpgm import checks
+from tpgm import check
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import Shards
 from tpgm.optim.anchored import (
@@ -47,7 +47,7 @@ class TrainableProjection(AnchoredOptimizer):
         return {name: row_ratios(s["norms"], s["radius"], EPS).mean().item() for name, s in self._learned("radius")}
 
     def _check(self, group: Group) -> None:
-        checks.choice("norm", group["norm"], NORMS)
+        check.choice("norm", group["norm"], NORMS)
         require(group, "kappa", high=1.0)
         require(group, "radius_lr")
 
@@ -159,7 +159,7 @@ class SGDP(TrainableProjection):
     def _check(self, group: Group) -> None:
         super()._check(group)
         require(group, "momentum")
-        checks.flag("nesterov", group["nesterov"])
+        check.flag("nesterov", group["nesterov"])
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov needs a momentum above 0; without momentum give nesterov=False")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpgm import checks
+from tpgm import check
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -28,8 +28,8 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         """Raise ValueError for counts that cannot be."""
-        checks.number("total", self.total, 1, whole=True)
-        checks.number(f"correct of {self.total}", self.correct, 0, self.total, whole=True)
+        check.number("total", self.total, 1, whole=True)
+        check.number(f"correct of {self.total}", self.correct, 0, self.total, whole=True)
 
     @classmethod
     def of(cls, counts: Tensor) -> Accuracy:

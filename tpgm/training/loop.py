@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from tpgm import checks, models
+from tpgm import check, models
 from tpgm.anchor import copy_of
 from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
@@ -69,15 +69,15 @@ def finetune(
     if the loss is not finite, KeyboardInterrupt after saving on Ctrl-C or SIGTERM.
     """
     chosen = make(method, settings)
-    folder = None if out is None else checks.path("out", out)
+    folder = None if out is None else check.path("out", out)
     of = "a name or file for tpgm.models.load, or the Pretrained it returned (which takes your module as architecture)"
-    checks.instance("model", model, models.Pretrained | str | Path, of)
-    checks.instance("data", data, DataSplits, "the DataSplits of tpgm.data, such as image_folder(…)")
+    check.instance("model", model, models.Pretrained | str | Path, of)
+    check.instance("data", data, DataSplits, "the DataSplits of tpgm.data, such as image_folder(…)")
     if size is not None:
-        checks.number("size", size, 1, whole=True)
-    checks.flag("progress", progress)
-    checks.number("checkpoint_seconds", checkpoint_seconds, 0)
-    shared = None if store is None else StageStore(checks.path("store", store))
+        check.number("size", size, 1, whole=True)
+    check.flag("progress", progress)
+    check.number("checkpoint_seconds", checkpoint_seconds, 0)
+    shared = None if store is None else StageStore(check.path("store", store))
     if folder is not None and (folder / "result.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another folder or delete it")
     with ExitStack() as stack:

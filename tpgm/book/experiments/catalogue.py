@@ -6,7 +6,7 @@ from tpgm.book.experiments.full_scale import RECIPES
 from tpgm.book.experiments.icon_studies import BESIDE, COMPARISONS, beside
 from tpgm.book.experiments.study import Study
 from tpgm.book.experiments.text_study import TEXT
-from tpgm.checks import hint
+from tpgm.check import hint
 
 STUDIES: dict[str, Study] = {**COMPARISONS, TEXT.name: TEXT}
 

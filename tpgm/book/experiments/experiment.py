@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tpgm import methods
-from tpgm.checks import hint, shown
+from tpgm.check import hint, shown
 from tpgm.cli import pairs
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class

@@ -16,7 +16,7 @@ from tpgm import methods
 from tpgm.book.experiments import experiment
 from tpgm.book.experiments.experiment import Config, Row, append, key, missing, read
 from tpgm.book.experiments.variants import Variant, select
-from tpgm.checks import hint
+from tpgm.check import hint
 from tpgm.files import require_writable
 
 Settings = Mapping[str, Any]

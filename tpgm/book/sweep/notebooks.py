@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tpgm.book.notebook import PROFILES
-from tpgm.checks import hint
+from tpgm.check import hint
 from tpgm.files import require_writable, write_aside
 
 FAILED = ".failed.ipynb"
