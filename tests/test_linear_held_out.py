@@ -143,7 +143,7 @@ def test_figures_are_drawn(rng: np.random.Generator) -> None:
     small = LinearProblem(np.zeros(12), layer_delta([0.1, 2.0], (6, 6), rng), (6, 6), noise=1.0)
     figures = [
         plots.spending({m: spend_samples(small, 20, m, 5, rng) for m in (5, 10)}),
-        plots.clipped_excess((6.0, 0.5), [5, 50], 20, rng),
+        plots.formula_and_guarantee((6.0, 0.5), [5, 50], 20, rng),
         plots.alignments(20, rng),
         plots.price_and_gain({"far": (case, moved)}),
         plots.rule_changes({("far", 40): one_standard_error(case, 100, 40, 3, rng)}),

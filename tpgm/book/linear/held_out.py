@@ -62,6 +62,17 @@ def mean_squared_score(best: float, free: float, layers: int, samples: ArrayLike
     return ((layers + 1) * best - free) / np.asarray(samples, dtype=np.float64)
 
 
+def clipped_excess(optimum: tuple[float, float], m: int, draws: int, rng: np.random.Generator) -> Array:
+    """Excess risk, (draws,), of two ratios learned in the box on m samples: ``H = I``, ``σ = 1``, ``α°`` = optimum."""
+    free = np.array(optimum)
+    z = rng.standard_normal((draws, m, 2))
+    r = z @ free + rng.standard_normal((draws, m))
+    transposed = z.transpose(0, 2, 1)
+    learned = box_minimisers(transposed @ z, (transposed @ r[..., None])[..., 0])
+    excess: Array = ((learned - free) ** 2).sum(axis=1) - ((np.clip(free, 0, 1) - free) ** 2).sum()
+    return excess
+
+
 # --- held out, or trained on
 
 SPENDING = ("held out", "trained on", "James–Stein", "refit", "cross-fitted")

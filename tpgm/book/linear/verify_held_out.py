@@ -17,6 +17,7 @@ from tpgm.book.linear.held_out import (
     averaged_moments,
     box_guarantee,
     box_minimisers,
+    clipped_excess,
     expected_common,
     mean_squared_score,
     nearest_within,
@@ -181,15 +182,13 @@ def formula_is_no_bound(
     """
     m, free = 25, np.array(optimum)
     best = np.clip(free, 0, 1)
-    z = rng.standard_normal((draws, m, 2))
-    r = z @ free + rng.standard_normal((draws, m))
-    transposed = z.transpose(0, 2, 1)
-    h, b = transposed @ z, (transposed @ r[..., None])[..., 0]
-    excess = ((box_minimisers(h, b) - free) ** 2).sum(axis=1) - ((best - free) ** 2).sum()
+    excess = clipped_excess(optimum, m, draws, rng)
     formula = float(held_out_excess(1.0, 2, m))
     below = excess.mean() - 4 * excess.std(ddof=1) / np.sqrt(draws) - formula
 
-    second = (b[:, 1] - h[:, 0, 1] * best[0]) / h[:, 1, 1]
+    z = rng.standard_normal((2, draws, m))
+    left = free[0] * z[0] + free[1] * z[1] + rng.standard_normal((draws, m)) - best[0] * z[0]
+    second = (z[1] * left).sum(axis=1) / (z[1] ** 2).sum(axis=1)
     held_at_one = float(held_out_excess(1 + ((best - free) ** 2).sum(), 1, m))
     return [
         Check(

@@ -13,7 +13,7 @@ from tpgm.book.linear.held_out import (
     SPENDING,
     alignment,
     alignment_variance,
-    box_minimisers,
+    clipped_excess,
     expected_common,
     mean_squared_score,
     penalised_path,
@@ -68,22 +68,14 @@ def spending(risks: Mapping[int, Mapping[str, Array]]) -> Figure:
     return fig
 
 
-def clipped_excess(
+def formula_and_guarantee(
     optimum: tuple[float, float], samples: Sequence[int], draws: int, rng: np.random.Generator
 ) -> Figure:
     """Mean excess risk of two ratios learned in the box, ``H = I``, ``σ = 1``: simulation, formula and guarantee."""
     free = np.array(optimum)
     best = np.clip(free, 0, 1)
     lowest = float(1 + ((best - free) ** 2).sum())
-    means, widths = [], []
-    for m in samples:
-        z = rng.standard_normal((draws, m, 2))
-        r = z @ free + rng.standard_normal((draws, m))
-        transposed = z.transpose(0, 2, 1)
-        learned = box_minimisers(transposed @ z, (transposed @ r[..., None])[..., 0])
-        excess = ((learned - free) ** 2).sum(axis=1) - ((best - free) ** 2).sum()
-        means.append(excess.mean())
-        widths.append(half_width(excess))
+    drawn = [clipped_excess(optimum, m, draws, rng) for m in samples]
     grid = np.geomspace(samples[0], samples[-1], 200)
     spare = 1 - np.sqrt(0.5) - np.sqrt(2 / grid)
     worst = max(((np.array(corner) - free) ** 2).sum() for corner in product((0.0, 1.0), repeat=2)) + 1 - lowest
@@ -92,7 +84,14 @@ def clipped_excess(
         fig, ax = plt.subplots(figsize=(7.0, 4.2))
         ax.plot(grid[spare >= 0], bound[spare >= 0], color=ANCHOR_COLOR, linestyle="--", label="guarantee")
         ax.plot(grid, held_out_excess(1.0, 2, grid), color=ID_COLOR, label="formula without the box")
-        ax.errorbar(samples, means, widths, fmt="^", color=TPGM_COLOR, label="simulated, in the box")
+        ax.errorbar(
+            samples,
+            [d.mean() for d in drawn],
+            [half_width(d) for d in drawn],
+            fmt="^",
+            color=TPGM_COLOR,
+            label="simulated, in the box",
+        )
         ax.set(xscale="log", yscale="log", xlabel="held-out samples m", ylabel="excess ID risk")
         ax.set_xticks(samples, [str(m) for m in samples])
         ax.set_xticks([], minor=True)
