@@ -240,7 +240,7 @@ def test_nothing_that_is_given_twice_is_dropped(
         (["experiment", "--protocol", "resnet:upstream", "--out", "{}"], "choose another file"),
         (["pretrain", "icons-vit", "{}.safetensors"], "choose another file"),
         (["run", "03_ratios", "--out", "{}"], "choose another file"),
-        (["finetune", "m", "photos", "--out", "{}"], "cannot write into"),
+        (["finetune", "m", "photos", "--out", "{}"], "choose another folder"),
     ],
 )
 @pytest.mark.parametrize("place", ["file/x", "folder"])

@@ -96,7 +96,9 @@ def test_so_do_the_methods_of_a_run() -> None:
     model, none = keyed(), dict[str, Any]()
     named = dict(model.named_parameters())
     literal = {name for name in named if name.startswith("enc[0]")}
-    context = Context(model, named, ("enc[0].*",), frozenset(), **dict.fromkeys(("batch", "inputs", "autocast"), none))
+    context = Context(
+        model, named, ("enc[0].*",), frozenset(), **dict.fromkeys(("batch", "inputs", "validation", "autocast"), none)
+    )
     kept, new = anchor_groups(context, named)
     assert {name for name, _ in new["params"]} == literal
     assert {name for name, _ in kept["params"]} == set(named) - literal
