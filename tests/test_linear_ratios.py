@@ -214,6 +214,12 @@ def test_displacements_of_the_batch_are_those_of_fine_tuning() -> None:
             np.testing.assert_allclose(drawn[i], fine_tune(x[i], x[i] @ delta + 0.3 * noise[i], np.zeros(4)), rtol=1e-9)
 
 
+def test_equal_draws_pass_only_at_their_value() -> None:
+    assert expectation("", np.ones((5, 2)), [1.0, 1.0]).passed
+    assert not expectation("", np.ones((5, 2)), [1.0, 1.1]).passed
+    assert not expectation("", np.array([1.0, np.nan]), 1.0).passed
+
+
 def test_errors_and_edges() -> None:
     with pytest.raises(ValueError, match="infinite mean"):
         expected_moments(1.0, 2, total=1.0, d=10, n=9, noise=1.0)

@@ -16,7 +16,7 @@ from tests.test_repository import load_tool
 from tpgm.book.linear.checks import Check
 
 ROOT = Path(__file__).resolve().parent.parent
-THEORY = sorted((ROOT / "notebooks").glob("0[1-5]_*.ipynb"))
+THEORY = sorted((ROOT / "notebooks").glob("0[1-5]*_*.ipynb"))
 mutations = load_tool("mutations")
 MUTANTS = mutations.all_mutants()
 
@@ -29,13 +29,6 @@ def outcome(number: int) -> tuple[str, ...]:
 @pytest.mark.parametrize("number", range(len(MUTANTS)), ids=lambda i: f"{MUTANTS[i].chapter}: {MUTANTS[i].change}")
 def test_the_mutation_is_caught(number: int) -> None:
     assert outcome(number), f"{MUTANTS[number].statement}: no check fails"
-
-
-class _Small:
-    """Every size of a profile is small."""
-
-    def __getattr__(self, name: str) -> int:
-        return 40
 
 
 def _checking_names(statements: Sequence[ast.stmt]) -> set[str]:
@@ -59,21 +52,25 @@ def shown(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     monkeypatch.setattr(linear, "table", table)
     monkeypatch.setattr(Check, "require", lambda check: check)  # 40 draws may be far from the mean
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    trees = [ast.parse(re.sub(r"^\s*%.*$", "pass", source, flags=re.MULTILINE)) for source in cells]
-    known = _checking_names([node for tree in trees for node in tree.body])
-    space: dict[str, object] = {"seed": 0, "size": _Small()}
-    for node in (node for tree in trees for node in tree.body):
-        if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom) or _assigns(node, "rng"):
+    trees = [ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)) for source in cells]
+    statements = [node for tree in trees for node in tree.body]
+    known = _checking_names(statements)
+    space: dict[str, object] = {"profile": "smoke", "seed": 0}
+    for node in statements:
+        if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom) or _assigned(node) & {"rng", "size"}:
             _run([node], space)
     for tree in trees:
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         if names & known and names & {"table", "verified"}:
+            for missing in names & {name for node in statements for name in _assigned(node)} - space.keys():
+                _run([node for node in statements if missing in _assigned(node) and node not in tree.body], space)
             _run(tree.body, space)
     return checks
 
 
-def _assigns(node: ast.stmt, name: str) -> bool:
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
+def _assigned(node: ast.stmt) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return {leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
 
 
 def _run(statements: Sequence[ast.stmt], space: dict[str, object]) -> None:

@@ -58,11 +58,16 @@ def identity(name: str, left: ArrayLike, right: ArrayLike, *, trials: int = 1, s
 
 
 def expectation(name: str, draws: ArrayLike, stated: ArrayLike) -> Check:
-    """draws: (trials, …) independent draws whose mean over the first axis should be `stated`."""
+    """draws: (trials, …) independent draws whose mean over the first axis should be `stated`.
+
+    Draws that are all equal have no error: they pass only if they are the stated value.
+    """
     draws = np.asarray(draws, dtype=np.float64)
     error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
     deviation = np.abs(draws.mean(axis=0) - np.asarray(stated, dtype=np.float64))
-    return Check(name, "expectation", float(np.max(deviation / error)), len(draws), STANDARD_ERRORS)
+    surprise = np.where(deviation == 0, 0.0, np.inf)
+    np.divide(deviation, error, out=surprise, where=error > 0)
+    return Check(name, "expectation", float(np.max(surprise)), len(draws), STANDARD_ERRORS)
 
 
 def inequality(name: str, slack: ArrayLike, *, rounding: float = 1e-12) -> Check:
