@@ -138,7 +138,8 @@ def adam_spd(
 def normalized(x: Tensor) -> Tensor:
     """Each row, a line of numbers along dimension 1, over its Euclidean norm; a vector is one row."""
     rows = x if x.dim() > 1 else x.reshape(1, -1)
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / lengths.clamp(min=1e-12)
 
 
 def digrap(
