@@ -154,14 +154,15 @@ def mars(excess: Array, points: int = 241) -> Figure:
 
 def networks(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
     """Median radius over the training steps, by run, one panel a network. titles: by the model of the rows."""
+    labels = list(dict.fromkeys(row["config"]["label"] for row in rows))
     models = [model for model in titles if any(row["config"]["model"] == model for row in rows)]
     with book_style():
         fig, axes = plt.subplots(1, len(models), figsize=(7.0, 4.2), sharey=True, squeeze=False)
-        styles = ((OOD_COLOR, "-"), (CYCLE[3], "--"), (ID_COLOR, "-"), (TPGM_COLOR, "-"))
+        looks = ((OOD_COLOR, "-"), (CYCLE[3], "--"), (ID_COLOR, "-"), (TPGM_COLOR, "-"))
+        styles = dict(zip(labels, looks, strict=False))
         for ax, model in zip(axes[0], models, strict=True):
-            of = [row for row in rows if row["config"]["model"] == model]
-            for row, (color, style) in zip(of, styles, strict=False):
-                radii = row["radii"]
+            for row in (row for row in rows if row["config"]["model"] == model):
+                radii, (color, style) = row["radii"], styles[row["config"]["label"]]
                 median = np.maximum(radii["median"], 1e-8)
                 ax.plot(radii["step"], median, style, color=color, label=row["config"]["label"])
             ax.set(yscale="log", xlabel="training step", title=titles[model], ylim=(5e-9, 5))
