@@ -210,10 +210,9 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, separator, value = text.partition("=")
-        if not (name and separator):
-            raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
-        if not value.strip() and option == "--ood":
-            raise ValueError(f"{option} takes NAME=FOLDER, got {text!r}, whose folder is empty")
+        folder = option.endswith("ood")
+        if not (name and separator and (value.strip() or not folder)):
+            raise ValueError(f"{option} takes NAME={'FOLDER' if folder else 'VALUE'}, got {text!r}")
         if name in found:
             raise ValueError(f"{option} gives {name} twice ({found[name]!r} and {value!r}): give it once")
         found[name] = value
