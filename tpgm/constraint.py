@@ -287,8 +287,7 @@ class TPGM:
         ``constraint.optimizer.param_groups[0]["lr"] = constraint.suggest_lr(200)``.
         Raises ValueError if `updates` is below 1, or if no constrained weight has moved yet.
         """
-        if updates < 1:
-            raise ValueError(f"updates must be at least 1, got {updates}")
+        check.number("updates", updates, 1, whole=True)
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         largest = torch.segment_reduce(self._flat(norms), "max", lengths=self._lengths)
