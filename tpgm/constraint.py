@@ -18,7 +18,7 @@ from tpgm import check
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
 from tpgm._engine.interrupts import deliver, held
-from tpgm._engine.layout import check_parameter, versions
+from tpgm._engine.layout import check_parameter, refuse_overlap, versions
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import (
     Shards,
@@ -176,6 +176,7 @@ class TPGM:
             )
         for name, p in self._params.items():
             check_parameter(name, local(p.data))
+        refuse_overlap({name: local(p.data) for name, p in self._params.items()})
         self._zero = anchor == "zero"
         if self._zero:
             check_floating(self._params)
