@@ -850,3 +850,50 @@ if __name__ == "__main__":
         if sort != "good" or "-v" in sys.argv:
             print(f"{sort:20s} {one.door}: {one.name}\n    {text[:300]}")
     print(len(CASES), dict(found))
+
+
+def spoiled(state: dict[str, Any], entry: str) -> dict[str, Any]:
+    adam, group = state["optimizer"]["state"][0], state["optimizer"]["param_groups"][0]
+    if entry in ("step", "exp_avg_sq"):
+        adam[entry] = -1 - adam[entry]
+    elif entry == "exp_avg":
+        adam[entry] = torch.zeros(7)
+    elif entry == "norms":
+        state["norms"] = [-1 - n for n in state["norms"]]
+    elif entry == "anchor":
+        state["anchor"] = None
+    else:
+        group[entry] = {"lr": math.nan, "betas": (0.9, 5.0)}[entry]
+    return state
+
+
+@pytest.mark.parametrize("entry", ["step", "exp_avg", "exp_avg_sq", "norms", "anchor", "lr", "betas"])
+def test_a_state_with_an_adam_that_cannot_be_is_refused(entry: str) -> None:
+    model = nn.Linear(3, 2)
+    constraint = TPGM(model)
+    with torch.no_grad():
+        model.weight.add_(1)
+        model.bias.add_(1)
+    constraint.update(lambda: model(torch.ones(1, 3)).sum())
+    constraint.load_state_dict(constraint.state_dict())
+    before = constraint.radii
+    with pytest.raises((ValueError, TypeError), match=r"state"):
+        constraint.load_state_dict(spoiled(constraint.state_dict(), entry))
+    assert constraint.radii == before
+
+
+def test_doors_that_answered_in_torchs_words() -> None:
+    model, ones = nn.Linear(3, 2), torch.ones(2, 3)
+    constraint = TPGM(model)
+    with pytest.raises(ValueError, match=r"anchor_device .*'meta'.*no numbers"):
+        TPGM(model, anchor_device="meta")
+    with pytest.raises(ValueError, match=r"a real loss.*real part"):
+        constraint.update(lambda: model(ones).sum() * 1j)
+    for updates in ("a", math.nan, True, 1.5):
+        with pytest.raises(ValueError, match=r"updates must be a whole number"):
+            constraint.suggest_lr(updates)  # type: ignore[arg-type]
+    for weight, anchor in ((ones.to_sparse(), ones), (ones, ones.to_sparse())):
+        with pytest.raises(TypeError, match=r"dense tensor.*to_dense"):
+            project(weight, anchor, 1.0)
+    with pytest.raises(ValueError, match=r"radius must be one number.*complex64"):
+        project(ones, ones, torch.tensor(1j))

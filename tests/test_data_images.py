@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from tpgm import cli, models
-from tpgm.data import Preparation, image_folder, images
+from tpgm.data import Preparation, image_folder, images, resize_and_crop
+from tpgm.data.folders import _shortened
 from tpgm.data.images import check_header, read_image, rgb
 from tpgm.training.batches import read
 
@@ -217,3 +218,18 @@ def test_heic_is_read_where_its_package_is_installed(monkeypatch: pytest.MonkeyP
     assert images.readable(".png")
     assert called == [True]
     images._pillow.cache_clear()
+
+
+def test_a_long_thin_image_takes_no_more_memory_than_its_middle() -> None:
+    """One of 1 x 65000 pixels was resized to 9 GB before its middle was cut out."""
+    for size in ((1, 60001), (60001, 1)):
+        image = Image.new("RGB", size, "red")
+        assert tuple(resize_and_crop(8)(image).shape) == (3, 8, 8)
+    plain = Image.effect_noise((640, 10), 50).convert("RGB")
+    assert _shortened(plain) is plain
+    longer = Image.new("RGB", (6400, 10), "red")
+    assert _shortened(longer).size == (640, 10)
+
+
+def test_premultiplied_grey_lies_on_white_too() -> None:
+    assert rgb(Image.new("La", (2, 2))).getpixel((0, 0)) == (255, 255, 255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +146,48 @@ def test_model_stock_at_its_ends() -> None:
     mixed, ratios = tpgm.model_stock(models, anchor)
     assert ratios["weight"] == 0
     assert torch.equal(mixed.bias, anchor.bias)
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_averages_refuse_what_they_cannot_average() -> None:
+    """Complex weights stayed the first model's, silently; other things failed in torch's words."""
+    bad: list[tuple[Any, type[Exception], str]] = [
+        ([Complex(), Complex()], ValueError, "no real floating-point numbers: p"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), TypeError, "a sequence of models"),
+        ({"a": nn.Linear(2, 2)}, TypeError, "a sequence of models"),
+        (None, TypeError, "a sequence of models"),
+        ([nn.Linear(2, 2).state_dict()] * 2, TypeError, r"models\[0\] must be an nn.Module"),
+        ([nn.Linear(2, 2, device="meta")] * 2, ValueError, "meta"),
+        ([torch.nn.utils.weight_norm(nn.Linear(2, 2)) for _ in range(2)], ValueError, "remove_weight_norm"),
+    ]
+    diverged = nn.Linear(2, 2)
+    nn.init.constant_(diverged.weight, float("nan"))
+    bad.append(([nn.Linear(2, 2), diverged], ValueError, r"weight of models\[1\] holds NaN"))
+    for models, kind, words in bad:
+        with pytest.raises(kind, match=words):
+            tpgm.soup(models)
+        with pytest.raises(kind, match=words):
+            tpgm.model_stock(models, nn.Linear(2, 2))
+    assert isinstance(tpgm.soup(nn.Linear(2, 2) for _ in range(2)), nn.Linear)
+    assert isinstance(tpgm.soup([WithExtraState(2, 2), WithExtraState(2, 2)]), WithExtraState)
+
+
+def test_the_anchor_of_model_stock_may_be_none_of_the_models() -> None:
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    for anchor in (models[0], models[1].state_dict()):
+        with pytest.raises(ValueError, match="shares memory"):
+            tpgm.model_stock(models, anchor)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import errno
 import json
+import os
 import random
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import tpgm
 from benchmarks.damage import changes
+from tests.small import small_start
 from tests.trees import moco_layout, spread
 from tpgm.book.zero_shot import prompts, spoken
 from tpgm.data.preparation import Preparation
@@ -605,3 +607,23 @@ def test_open_clip_names(name: str, message: str) -> None:
         load(f"open_clip/{name}", 2)
     with pytest.raises(ValueError, match="num_classes"):
         load(f"open_clip/{name}")
+
+
+def test_save_refuses_what_load_could_not_read_and_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe, or as root a device such as /dev/null, was replaced by the file; NaN was found when loading."""
+    start, path = small_start(), tmp_path / "model.safetensors"
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="a pipe, not a file; choose another"):
+        save(pipe, start, start.model)
+    assert pipe.is_fifo()
+    large = copy.deepcopy(start.model)
+    nn.init.constant_(large.get_parameter("conv.weight"), 1e6)
+    with pytest.raises(ValueError, match=r"conv\.weight holds infinite.*leave out dtype"):
+        save(path, start, large, dtype=torch.float16)
+    nn.init.constant_(large.get_parameter("conv.weight"), float("nan"))
+    with pytest.raises(ValueError, match=r"conv\.weight holds NaN"):
+        save(path, start, large)
+    with pytest.raises(TypeError, match="path must be a path"):
+        save(None, start, start.model)  # type: ignore[arg-type]
+    assert not path.exists()

@@ -22,9 +22,12 @@ from torch import nn
 
 from tests.plain_methods import plain
 from tests.small import OneByOne, small_data, small_start
+from tpgm.data import ImageArray, ImageFiles
 from tpgm.files import own_folder
 from tpgm.methods import METHODS, Context, resolve
+from tpgm.methods.one_ratio import choose
 from tpgm.methods.tpgm_each_step import TPGMEachStep
+from tpgm.training.batches import content as content_of_data
 from tpgm.training.evaluate import count
 from tpgm.training.loop import finetune as run_finetune
 
@@ -544,3 +547,68 @@ def test_a_method_of_ones_own_is_trained_by_name_and_as_an_object() -> None:
             run_finetune(start, data, "pull", rate=2.0)
     finally:
         METHODS.pop("pull", None)
+
+
+def test_the_store_tells_other_data_and_other_weights_of_the_same_names(tmp_path: Path) -> None:
+    """A stage of another split, or from another head, was taken: its training images may be test images here."""
+    data, start = small_data(20), small_start()
+    other_data = dataclasses.replace(data, train=ImageArray(255 - data.train.images, data.train.labels))
+    other_start = dataclasses.replace(start, model=copy.deepcopy(start.model))
+    nn.init.constant_(other_start.model.get_parameter("head.bias"), 3.0)
+    settings: dict[str, Any] = {"epochs": 1, "head_epochs": 1, "batch_size": 10, "progress": False, "workers": 0}
+    run_finetune(start, data, "vanilla", store=tmp_path, **settings)
+    for model, images in ((other_start, data), (start, other_data)):
+        kept = run_finetune(model, images, "vanilla", store=tmp_path, **settings).model
+        alone = run_finetune(model, images, "vanilla", **settings).model
+        assert all(torch.equal(p, q) for p, q in zip(kept.parameters(), alone.parameters(), strict=True))
+
+
+def test_other_files_of_the_same_labels_are_other_data(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "a/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * len(name))
+    first, second, third = (ImageFiles([tmp_path / n], [0], list) for n in ("a/1.png", "b/1.png", "a/2.png"))
+    before = content_of_data(first)
+    assert len({before, content_of_data(second), content_of_data(third)}) == 3
+    (tmp_path / "a/1.png").write_bytes(b"longer than before")
+    assert content_of_data(first) != before
+
+
+def test_an_anchored_head_leaves_other_exclusions_as_they_are() -> None:
+    start = small_start()
+    anchor = {name: t for name, t in start.anchor.items() if not name.startswith("conv")}
+    start = dataclasses.replace(start, anchor=anchor, exclude=("head.*", "conv.*"))
+    settings = {"epochs": 1, "head_epochs": 1, "anchor_head": True, "progress": False, "workers": 0}
+    result = run_finetune(start, small_data(20), "tpgm-end", updates=1, **settings)
+    assert {"head.weight", "head.bias"} < result.ratios.keys()
+    assert "conv.weight" not in result.ratios
+
+
+class Merging(nn.Linear):
+    """Has a train method that does more than set a flag, as LoRA layers have."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_testing_puts_modes_back_by_the_modules_own_train() -> None:
+    """After an epoch's validation LoRA layers stayed merged, and their factors had no gradients any more."""
+    net = nn.Sequential(Merging(2, 2), nn.BatchNorm1d(2))
+    net[1].eval()
+    count(net, [(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))], 2, small_data(20).val, torch.device("cpu"))
+    assert (net[0].merged, net[0].training, net[1].training) == (False, True, False)
+    start = small_start()
+    start.model.train()
+    start.model.get_submodule("block.1").eval()
+    start.predict(torch.zeros(3, 12, 12, dtype=torch.uint8))
+    assert start.model.training
+    assert not start.model.get_submodule("block.1").training
+
+
+def test_one_ratio_of_one_image_or_of_losses_without_end() -> None:
+    assert choose(torch.tensor([[2.0], [1.0], [3.0]]), "one-se") == 1
+    with pytest.raises(FloatingPointError, match="not finite at any ratio"):
+        choose(torch.full((3, 2), torch.inf), "best")

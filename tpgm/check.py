@@ -146,7 +146,9 @@ def dtype(name: str, value: Any) -> torch.dtype:
 def device(name: str, value: Any) -> torch.device:
     """A device that is there. Raises ValueError."""
     try:
-        return torch.empty(0, device=torch.device(value)).device
+        if (found := torch.empty(0, device=torch.device(value)).device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return found
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} must be a device that is there, such as 'cpu', got {value!r}: {error}") from None
 

@@ -18,7 +18,7 @@ from tpgm import check
 from tpgm._engine.exchange import Exchange
 from tpgm._engine.gradients import Products, evaluating, loss_and_products
 from tpgm._engine.interrupts import deliver, held
-from tpgm._engine.layout import check_parameter, versions
+from tpgm._engine.layout import check_parameter, refuse_overlap, versions
 from tpgm._engine.passes import Passes
 from tpgm._engine.sharded import (
     Shards,
@@ -176,6 +176,7 @@ class TPGM:
             )
         for name, p in self._params.items():
             check_parameter(name, local(p.data))
+        refuse_overlap({name: local(p.data) for name, p in self._params.items()})
         self._zero = anchor == "zero"
         if self._zero:
             check_floating(self._params)
@@ -287,7 +288,7 @@ class TPGM:
         ``constraint.optimizer.param_groups[0]["lr"] = constraint.suggest_lr(200)``.
         Raises ValueError if `updates` is below 1, or if no constrained weight has moved yet.
         """
-        check.number("updates", updates, 1, whole=True)
+        updates = check.number("updates", updates, 1, whole=True)
         norms = self._measure()
         radii = self._clipped(norms, start=True)
         largest = torch.segment_reduce(self._flat(norms), "max", lengths=self._lengths)
@@ -462,15 +463,19 @@ class TPGM:
                 "the state belongs to another model (or another exclude): it lacks "
                 f"{sorted(ours - set(radii))[:5]} and has {sorted(set(radii) - ours)[:5]} besides; {cure}"
             )
-        if set(state["anchor"]) != ours or any(isinstance(r, Tensor) and r.numel() != 1 for r in radii.values()):
+        if set(check.mapping("anchor of the state", state["anchor"], "from parameter names to tensors")) != ours or any(
+            isinstance(r, Tensor) and r.numel() != 1 for r in radii.values()
+        ):
             raise ValueError(f"the state is damaged: it lacks the one radius or anchor of a parameter; {cure}")
         for name, r in radii.items():
             if not isinstance(r, Tensor) or not float(r) >= 0:
                 got = float(r) if isinstance(r, Tensor) else repr(r)
                 raise ValueError(f"the radius of {name} in the state must be a number of at least 0, got {got}; {cure}")
         norms = state["norms"]
-        if norms is not None and [len(n) for n in norms] != self._rows:
+        if norms is not None and [len(n) if isinstance(n, Tensor) else None for n in norms] != self._rows:
             raise ValueError(f"norms of the state are of {len(norms)} tensors or other rows, not this model's; {cure}")
+        if any(bool((n < 0).any()) for n in norms or ()):
+            raise ValueError(f"norms of the state are negative; {cure}")
         check.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
         for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
@@ -483,6 +488,13 @@ class TPGM:
         if not isinstance(adam, Mapping) or not {"state", "param_groups"} <= set(adam):
             raise ValueError(f"the optimizer of the state is not one of Adam, got {check.shown(adam)}; {cure}")
         check.finite({n: t for of in adam["state"].values() for n, t in of.items() if isinstance(t, Tensor)}, cure)
+        for what, kept in adam["state"].get(0, {}).items():  # Adam itself looks at nothing
+            if kept.shape not in ((), self._radii.shape) or (what != "exp_avg" and bool((kept < 0).any())):
+                raise ValueError(f"{what} of Adam in the state has another shape or is negative; {cure}")
+        for group in adam["param_groups"]:
+            check.number("lr of Adam in the state", group["lr"], 0)
+            for beta in group["betas"]:
+                check.number("each beta of Adam in the state", beta, 0, 1, below=True)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         with torch.no_grad():
             self._radii.copy_(torch.stack([state["radii"][name].to(self._radii) for name in self._params]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -26,6 +27,8 @@ def write_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.part")  # one name: what a killed process left is written over
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is a folder, a device or a pipe, not a file")
         aside.unlink(missing_ok=True)  # also a link that somebody planted: it is not followed
         aside.touch(exist_ok=False)
         yield aside

@@ -84,7 +84,8 @@ def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm =
     """
     check.choice("norm", norm, NORMS)
     for name, tensor in (("weight", weight), ("anchor", anchor)):
-        check.instance(name, tensor, Tensor, "a tensor")
+        if check.instance(name, tensor, Tensor, "a tensor").layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got the layout {tensor.layout}: call to_dense()")
     if weight.shape != anchor.shape:
         raise ValueError(f"weight {tuple(weight.shape)} and anchor {tuple(anchor.shape)} must have the same shape")
     if not (weight.is_floating_point() and anchor.is_floating_point()):
@@ -92,8 +93,8 @@ def project(weight: Tensor, anchor: Tensor, radius: Tensor | float, norm: Norm =
     rows = count_rows(weight, norm)
     if not isinstance(radius, Tensor):
         radius = math.inf if radius == math.inf else check.number("radius", radius, 0)
-    elif radius.shape not in ((), (1,), (rows,)):
-        raise ValueError(f"radius must be one number or one a row, ({rows},), got shape {tuple(radius.shape)}")
+    elif radius.is_complex() or radius.shape not in ((), (1,), (rows,)):
+        raise ValueError(f"radius must be one number or one a row, ({rows},), got {radius.dtype} {tuple(radius.shape)}")
     elif not bool((radius >= 0).all()):
         raise ValueError(f"radius must be at least 0, got {check.shown(radius)} with the smallest {radius.min():g}")
     check.finite({"weight": weight, "anchor": anchor}, "give finite numbers: the training may have diverged")

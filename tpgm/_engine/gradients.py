@@ -79,6 +79,8 @@ def loss_and_products(
             )
         if loss.numel() != 1:
             raise ValueError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}: take its mean or sum")
+        if loss.is_complex():
+            raise ValueError("closure must return a real loss, got a complex one: take its real part or its abs()")
         if not loss.requires_grad:
             raise ValueError("closure returned a loss without gradient: compute it with the model, not under no_grad")
         trained = {i: p for i, p in enumerate(parameters) if p.requires_grad}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -69,6 +69,20 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
         return False
     low, high = max(a.data_ptr(), b.data_ptr()), min(_end(a), _end(b))
     return low < high and ((dense(a) and dense(b)) or bool(torch.isin(_places(a), _places(b)).any()))
+
+
+def refuse_overlap(parameters: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with names, for two tensors that share a number: it would be projected or stepped twice."""
+    reaching: list[tuple[str, Tensor]] = []
+    filled = {name: t for name, t in parameters.items() if t.layout == torch.strided and t.numel() and t.data_ptr()}
+    for name, t in sorted(filled.items(), key=lambda item: item[1].data_ptr()):
+        reaching = [(other, o) for other, o in reaching if _end(o) > t.data_ptr()]
+        if twins := [other for other, o in reaching if share_memory(o, t)]:
+            raise ValueError(
+                f"{twins[0]} and {name} share memory, but are two parameters: tie them by giving both modules one "
+                "nn.Parameter (b.weight = a.weight), or give each its own by clone()"
+            )
+        reaching.append((name, t))
 
 
 def place(tensor: Tensor) -> int | None:

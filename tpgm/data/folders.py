@@ -27,8 +27,15 @@ def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
 
     size = check.number("size", size, 1, whole=True)
     resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
-    chain: Callable[[Any], Any] = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+    chain: Callable[[Any], Any] = v2.Compose([_shortened, resize, v2.CenterCrop(size), v2.PILToTensor()])
     return chain
+
+
+def _shortened(image: Any) -> Any:
+    """The middle of an image more than 64 times as long as wide: 1 x 65000 pixels would be resized to 9 GB."""
+    (width, height), most = image.size, 64 * min(image.size)
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 @check.keywords
@@ -90,7 +97,8 @@ def image_folder(
         # the share is of all images, and the test images are gone
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
-    shifted = {name: same_classes(Path(folder), class_names, left) for name, folder in ood.items()}
+    folders = {name: check.path(f"the folder of the OOD test {name!r}", folder) for name, folder in ood.items()}
+    shifted = {name: same_classes(folder, class_names, left) for name, folder in folders.items()}
     warn_of(left, root)
     for paths, _ in (*parts.values(), *shifted.values()):
         for path in paths:

@@ -18,7 +18,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".avif", ".heic", ".heif"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
-_WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
+_WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa", "La")
 _SCALED = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32, in 0 … 65535
 
 
@@ -53,7 +53,8 @@ def rgb(image: Image) -> Image:
         upright = _eight_bits(upright, image)
     if upright.mode in _WITH_ALPHA or "transparency" in upright.info:
         white = _pillow().new("RGBA", upright.size, "white")
-        upright = _pillow().alpha_composite(white, upright.convert("RGBA"))
+        whole = upright.convert("LA") if upright.mode == "La" else upright  # which Pillow converts to nothing else
+        upright = _pillow().alpha_composite(white, whole.convert("RGBA"))
     return upright.convert("RGB")
 
 

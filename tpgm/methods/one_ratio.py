@@ -38,11 +38,11 @@ def choose(losses: Tensor, rule: Rule) -> int:
 
     Raises FloatingPointError if no ratio has a finite mean loss.
     """
-    means = losses.mean(dim=1).nan_to_num(nan=torch.inf)
+    means = losses.mean(dim=1).nan_to_num(nan=torch.inf, posinf=torch.inf)
     best = int(means.argmin())
     if not bool(means[best].isfinite()):
         raise FloatingPointError("the validation loss is not finite at any ratio: lower lr")
-    if rule == "best":
+    if rule == "best" or len(losses[0]) == 1:  # one image has no standard error
         return best
     differences = losses[: best + 1] - losses[best]
     error = differences.std(dim=1) / len(losses[0]) ** 0.5

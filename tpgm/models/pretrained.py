@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpgm import check
+from tpgm._engine.gradients import eval_mode
 from tpgm.anchor import _listing
 from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, head_of, preparation_of
@@ -52,10 +53,8 @@ class Pretrained:
         if pixels.ndim != 3:
             raise ValueError(f"predict takes an image of shape (3, H, W), got {tuple(pixels.shape)}")
         device = next(self.model.parameters()).device
-        was_training = self.model.training
-        self.model.eval()
-        shares = self.model(self.preparation(pixels[None], device)).softmax(dim=1)[0]
-        self.model.train(was_training)
+        with eval_mode(self.model):
+            shares = self.model(self.preparation(pixels[None], device)).softmax(dim=1)[0]
         names = self.class_names or tuple(map(str, range(len(shares))))
         best = shares.topk(min(top, len(shares)))
         return [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

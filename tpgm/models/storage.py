@@ -49,7 +49,12 @@ def save(
     OSError if the file cannot be written.
     """
     check.instance("start", start, Pretrained, "the Pretrained that tpgm.models.load returned")
+    check.path("path", path)
     state = check.module("model", model).state_dict()
+    if other := [name for name, t in state.items() if not isinstance(t, Tensor)]:
+        raise ValueError(
+            f"the file holds tensors only, the model's state has also {', '.join(other[:3])}: leave it out"
+        )
     tensors = {n: t.detach().cpu() for n, t in state.items()}
     names = start.class_names if class_names is None else check.sequence("class_names", class_names, "name")
     if dtype is not None:
@@ -65,6 +70,8 @@ def save(
         raise ValueError(f"class_names has {len(names)} names for {len(weight)} classes: give one for each")
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.ndim > 1 and t.is_floating_point() else t for n, t in tensors.items()}
+    cure = "load weights from before the training diverged, or leave out dtype, whose range may be too small"
+    check.finite({f"the model's {n}": t for n, t in tensors.items() if t.is_floating_point()}, cure)
     about = {
         "format": FORMAT,
         "name": start.name,

@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from tpgm import check
 from tpgm._engine import sharded
-from tpgm._engine.layout import check_parameter, dense, fits, same_block, share_memory
+from tpgm._engine.layout import check_parameter, dense, fits, refuse_overlap, same_block, share_memory
 from tpgm._engine.sharded import Shards, is_sharded, local, part
 from tpgm.anchor import outside_inference, refuse_checkpoint, zero
 from tpgm.check import hint
@@ -53,8 +53,8 @@ class AnchoredOptimizer(Optimizer):
     constraint (a new head).
 
     Parameters may lie in memory as they like (slices, transposed, with gaps): what torch's fused kernels cannot take is
-    stepped in a dense copy. A parameter with several elements in one place, or an anchor in the parameter's own memory,
-    raises ValueError.
+    stepped in a dense copy. A parameter with several elements in one place, two parameters in one memory, or an anchor
+    in the parameter's own memory, raise ValueError.
 
     Of parameters sharded over processes (DTensor, as of ``fully_shard``) each process keeps and steps its own part;
     anchors may be whole tensors or sharded alike. What is said of a tensor or its rows is said of the whole ones: every
@@ -113,6 +113,9 @@ class AnchoredOptimizer(Optimizer):
             require(group, "lr", "weight_decay")
             self._check(group)
             anchors = _anchors(group)
+            labels = [label for g in self.param_groups for label in g.get("param_names") or [""] * len(g["params"])]
+            every = [local(p.detach()) for g in self.param_groups for p in g["params"]]
+            refuse_overlap({f"parameter {n} {labels[n]}".strip(): p for n, p in enumerate(every)})
         except Exception:
             self.param_groups.pop()
             raise
@@ -127,7 +130,7 @@ class AnchoredOptimizer(Optimizer):
         """One step for every parameter that has a gradient. Returns what `closure` returns, or None without one.
 
         Raises ValueError for a sparse gradient, and for a parameter that has got several elements in one place of
-        memory, before any parameter changes.
+        memory or another shape or type, before any parameter changes.
         """
         loss = None
         if closure is not None:
@@ -143,6 +146,7 @@ class AnchoredOptimizer(Optimizer):
                     if p.grad.layout != torch.strided:
                         raise ValueError(f"{label}: gradients must be dense; build embeddings with sparse=False")
                     check_parameter(label, local(p))
+                    _require_state_of(label, p, self.state[p])
             for group, members in zip(self.param_groups, ready, strict=True):
                 alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
                 for p in members:
@@ -277,6 +281,16 @@ def _problem(given: Mapping[str, Any], known: Iterable[str]) -> str | None:
         what = _INSTEAD.get(key) or f"{hint(key, known)}known are {', '.join(sorted(known - {'fused'}))}"
         return f"{key!r} is not supported: {what}"
     return None
+
+
+def _require_state_of(label: str, p: Tensor, state: State) -> None:
+    """Raise ValueError unless what is kept for a parameter has its shape and type: fused kernels do not look."""
+    moment = state.get("exp_avg", state.get("momentum_buffer", p))
+    if state.get("anchor", p).shape != p.shape or moment.shape != p.shape or moment.dtype != p.dtype:
+        raise ValueError(
+            f"{label}, {p.dtype} {tuple(p.shape)}, has got another shape or type since the optimizer was made, or the "
+            "state of another: make the optimizer anew"
+        )
 
 
 def _labels(group: Group) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpgm import check
+from tpgm._engine.gradients import eval_mode
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -92,16 +93,13 @@ def count(
     inputs: (images, labels), on `device`. data: the test set they are of; where it keeps the confusion
     (`keep_confusion`) the shape is (classes, classes): how many of label i were answered j.
     """
-    modes = [(m, m.training) for m in net.modules()]
-    net.eval()
     keep = getattr(data, "keep_confusion", False)
     counts = torch.zeros(classes**2 if keep else 2, dtype=torch.int64, device=device)
-    for x, labels in inputs:
-        found = answers(net(x), data.class_subset)
-        cells = labels * classes + found if keep else (labels == found).long()
-        counts += torch.bincount(cells, minlength=len(counts))
-    for module, training in modes:
-        module.training = training
+    with eval_mode(net):
+        for x, labels in inputs:
+            found = answers(net(x), data.class_subset)
+            cells = labels * classes + found if keep else (labels == found).long()
+            counts += torch.bincount(cells, minlength=len(counts))
     return counts.view(classes, classes) if keep else counts
 
 

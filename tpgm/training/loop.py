@@ -30,7 +30,7 @@ from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
 from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
-from tpgm.training.batches import derive, index_batches, per_epoch, read, share, warm_cosine
+from tpgm.training.batches import content, content_of, derive, index_batches, per_epoch, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
 from tpgm.training.interruption import stop_requests
@@ -137,6 +137,7 @@ class _Run:
         self.at, self.saved = Progress(), dict[str, Any]()
         self.best: dict[str, Tensor] | None = None
         self.probed: dict[str, Tensor] | None = None
+        self.began = content_of(self.net.state_dict().values())
         self.checkpoints = Checkpoints(folder, self.identity(), checkpoint_seconds, accelerator.is_main_process)
         self.resume()
 
@@ -304,7 +305,7 @@ class _Run:
         """From here on the anchor holds this head too, by parameter name."""
         self.probed = tensors
         self.context.anchor = {**self.context.anchor, **tensors}
-        self.context.exclude = ()
+        self.context.exclude = tuple(sorted(chosen(aliases(self.net), self.context.exclude) - self.context.head))
 
     def take(self, stage: dict[str, Any]) -> None:
         """A stage's result from the store, as if it had been computed here."""
@@ -375,6 +376,8 @@ class _Run:
             "settings": settings,
             "data": [self.data.name, self.data.id_domain, len(self.data.train), len(self.data.val)],
             "labels": int(derive(0, *self.data.train.labels.tolist())),
+            "content": [content(part) for part in (self.data.train, self.data.val)],
+            "weights": self.began,
             "model": self.start.name,
             "preparation": json.loads(json.dumps(asdict(self.start.preparation))),
             "classes": list(self.data.class_names),
