@@ -72,6 +72,8 @@ def image_folder(
         if change is not None:
             check.instance(what, change, Callable, "a function from a PIL image to an image")
     ood = check.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
+    if absent := [f"{name}={folder}" for name, folder in ood.items() if not Path(folder).is_dir()]:
+        raise FileNotFoundError(f"ood {absent[0]}: no such folder; it must hold a folder of images for each class")
     if found := _parts(root):
         class_names = class_folders(found["train"], left)
         parts = {
