@@ -474,9 +474,7 @@ class TPGM:
         norms = state["norms"]
         if norms is not None and [len(n) for n in norms] != self._rows:
             own = f"{sum(self._rows)} of {len(self._rows)}"
-            raise ValueError(
-                f"norms of the state: {sum(map(len, norms))} rows of {len(norms)} tensors, not {own}; {cure}"
-            )
+            raise ValueError(f"norms saved: {sum(map(len, norms))} rows of {len(norms)} tensors, not {own}; {cure}")
         check.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
         for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
