@@ -287,8 +287,8 @@ def test_wrong_words_and_anchors_without_buffers() -> None:
         (lambda: TPGM(model, anchor=anchor, buffers="keep").project_(batches=[x]), "batches are for buffers='reest"),
         (lambda: TPGM(model, anchor=anchor).projected(batches=[x]).__enter__(), "batches are for buffers='reest"),
         (lambda: tpgm.interpolate(model, anchor, 0.5, buffers="follow"), "got 'follow'"),
-        (lambda: tpgm.interpolate(model, anchor, 0.5, buffers="reestimate"), "takes batches"),
-        (lambda: tpgm.interpolate(model, anchor, 0.5, batches=[x]), "takes batches"),
+        (lambda: tpgm.interpolate(model, anchor, 0.5, buffers="reestimate"), "no batches: give an iterable"),
+        (lambda: tpgm.interpolate(model, anchor, 0.5, batches=[x]), "and batches: leave them out"),
         (lambda: tpgm.interpolate(model, weights, 0.5, buffers="move"), r"1\.running_mean is missing"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -217,7 +217,7 @@ def test_a_number_outside_its_range_is_refused(capsys: pytest.CaptureFixture[str
         (["experiment", "seed=1", "seed=2", "--out", "x"], "a configuration gives seed twice"),
         (["experiment", "settings.lr=1", "settings.lr=2", "--out", "x"], "a configuration gives settings.lr twice"),
         (["experiment", "data=photos", "ood=sk=a,sk=b", "--out", "x"], "ood gives sk twice ('a' and 'b')"),
-        (["experiment", "data=photos", "ood=sk", "--out", "x"], "ood takes NAME=FOLDER, got 'sk'"),
+        (["experiment", "data=photos", "ood=sk", "--out", "x"], "ood takes NAME=FOLDER, such as s=photos/s, got 'sk'"),
         (["results", "results/text.jsonl", "results/../results/text.jsonl"], "are one file: give it once"),
     ],
 )

@@ -423,3 +423,34 @@ def test_imagenet_errors(imagenet_root: Path) -> None:
     (imagenet_root / "sketch").rename(imagenet_root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"sketch is missing: download ImageNet-Sketch\.zip \(about 7\.6 GB\)"):
         imagenet(imagenet_root, ["sketch"])
+
+
+# --- one image, one place
+
+
+def test_an_image_in_two_parts_or_of_two_classes_is_refused(tmp_path: Path) -> None:
+    """A tested image that was trained on would flatter, and one under two labels cannot be learned."""
+    photos, sketches = tmp_path / "photos", tmp_path / "sketches"
+    write_classes(photos, ["cat", "dog"], 9)
+    write_classes(sketches, ["cat", "dog"], 2)
+    image_folder(photos, ood={"sk": sketches, "again": sketches})  # two OOD tests may share images
+    with pytest.raises(ValueError, match=r"leads to an image in '(train|val|test)' and in 'same': give each image one"):
+        image_folder(photos, ood={"same": photos})
+    (photos / "wolf").symlink_to(photos / "dog")
+    with pytest.raises(ValueError, match=r"leads to an image (of two classes in|in '(train|val|test)' and in)"):
+        image_folder(photos)
+
+
+def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
+    write_classes(tmp_path, ["cat"], 6)
+    with pytest.raises(ValueError, match="has one class only, 'cat': add the folders of the others"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", " ", "OOD mean"])
+def test_an_ood_test_has_a_name_that_no_table_uses(name: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "photos", ["cat", "dog"], 9)
+    write_classes(tmp_path / "sk", ["cat"], 1)  # one of the classes will do
+    assert image_folder(tmp_path / "photos", ood={"sk": tmp_path / "sk"}).ood_tests
+    with pytest.raises(ValueError, match="an OOD test cannot be called"):
+        image_folder(tmp_path / "photos", ood={name: tmp_path / "sk"})

@@ -96,8 +96,8 @@ def test_a_grid_is_products_zips_includes_without_excludes() -> None:
         ("{experiment: true, fixed: {settings: {precision: no}}}", "YAML reads no, off, yes and on"),
         ("{experiment: true, fixed: {label: on}}", "put the word in quotes"),
         ("{notebook: 03_ratios, fixed: {profile: yes}}", "put the word in quotes"),
-        ("{experiment: true, fixed: {seed: 1, size: 2, seed: 3}}", "'seed' stands there twice"),
-        ("experiment: true\nproduct: {seed: [1]}\nproduct: {seed: [2]}", "line 1: 'product' stands there twice"),
+        ("{experiment: true, fixed: {seed: 1, size: 2, seed: 3}}", "the key 'seed' is given twice: give it once"),
+        ("experiment: true\nproduct: {seed: [1]}\nproduct: {seed: [2]}", "line 1: the key 'product' is given twice"),
         ("runs: [{experiment: true}, {experiment: 1}]", "section 2"),
     ],
 )

@@ -89,10 +89,11 @@ def match_anchor(
     fits them), that differ in shape, or that are not finite floating-point numbers.
     """
     given, parameters = anchor_tensors(anchor, model), aliases(model)
+    whose = "model" if anchor is model else "anchor"
     known = set(parameters) | {canonical(name) for name in unwrap(model).state_dict()}
     extra = sorted(name for name in given if name not in known and not matches(name, exclude))
     found: dict[str, Tensor] = {}
-    missing, misfits = [], []
+    missing, misfits, unusable = [], [], []
     for name in names:
         same = [alias for alias, p in parameters.items() if p is parameters[name] and alias in given]
         if not same:
@@ -100,29 +101,32 @@ def match_anchor(
             continue
         tensor = found[name] = given[same[0]]
         if not isinstance(tensor, Tensor):
-            misfits.append(f"{name}: must be a tensor, the anchor has a {type(tensor).__name__}")
+            unusable.append(f"{name}: must be a tensor, the anchor has a {type(tensor).__name__}")
         elif tensor.shape != parameters[name].shape:
             misfits.append(f"{name}: anchor {tuple(tensor.shape)}, model {tuple(parameters[name].shape)}")
         elif tensor.is_meta or parameters[name].is_meta:
-            misfits.append(f"{name}: on the device meta, without numbers; load the weights first")
+            unusable.append(f"{name}: on the device meta, without numbers; load the weights first")
         elif not tensor.is_floating_point():
-            misfits.append(f"{name}: anchor has dtype {tensor.dtype}, must be floating point")
+            unusable.append(f"{name}: {whose} has dtype {tensor.dtype}, must be floating point; convert or exclude it")
         elif not parameters[name].is_floating_point():
-            misfits.append(f"{name}: the model has dtype {parameters[name].dtype}, must be floating point")
+            unusable.append(f"{name}: model has dtype {parameters[name].dtype}, must be floating point; exclude it")
         elif what := check.broken(tensor):
-            misfits.append(f"{name}: anchor {what}; load the pre-trained weights anew")
+            unusable.append(f"{name}: {whose} {what}; load the pre-trained weights anew, or give others as anchor")
     problems = [
         f"{what}:{_listing(lines)}"
         for what, lines in (
-            ("the anchor lacks tensors", missing),
+            ("the anchor lacks tensors" if given else "the anchor is empty and lacks tensors", missing),
             ("the anchor has tensors the model does not have", extra),
             ("anchor tensors do not fit the model", misfits),
+            (f"tensors of the {whose} cannot be used", unusable),
         )
         if lines
     ]
     if problems:
-        hint = "Name parameters without a pre-trained counterpart (a new head) in exclude, e.g. exclude=['head.*']."
-        raise ValueError("anchor does not fit the model\n" + "\n".join(problems) + "\n" + hint)
+        if missing or extra or misfits:
+            what = "Name parameters without a pre-trained counterpart (a new head) in exclude, e.g. exclude=['head.*']."
+            problems = ["anchor does not fit the model", *problems, what]
+        raise ValueError("\n".join(problems))
     return found
 
 

@@ -62,7 +62,7 @@ def reestimate(model: nn.Module, batches: Batches) -> None:
     """
     modules = with_statistics(check.module("model", model))
     if not callable(batches) and (isinstance(batches, str) or not isinstance(batches, Iterable)):
-        raise TypeError(f"batches must be batches or a function that makes forward passes, got {check.shown(batches)}")
+        raise TypeError(f"batches must be an iterable (such as a DataLoader) or a function, got {check.shown(batches)}")
     if modules:
         with interrupts.held():
             _reestimate(model, modules, batches)

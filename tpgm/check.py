@@ -116,7 +116,7 @@ def sequence(name: str, value: Any, of: str = "pattern") -> tuple[str, ...]:
         raise TypeError(f"{name} takes a sequence of {of}s; write {name}=[{value!r}]")
     found = tuple(instance(name, value, Iterable, f"a sequence of {of}s, () for none"))
     for one in found:
-        instance(f"each of {name}", one, str, f"a {of}, a text")
+        instance(f"each {of} in {name}", one, str, "a text")
     return found
 
 
@@ -127,9 +127,9 @@ def mapping(name: str, value: Any, about: str) -> Any:
     return value
 
 
-def path(name: str, value: Any) -> Path:
+def path(name: str, value: Any, about: str = "a path") -> Path:
     """A path. Raises TypeError for another kind, ValueError for an empty one."""
-    if not str(instance(name, value, str | PathLike, "a path")).strip():
+    if not str(instance(name, value, str | PathLike, about)).strip():
         raise ValueError(f"{name} is an empty path ({value!r}): name a file or folder, '.' for this folder")
     return Path(value)
 
@@ -144,12 +144,13 @@ def dtype(name: str, value: Any) -> torch.dtype:
 
 
 def device(name: str, value: Any) -> torch.device:
-    """A device that is there. Raises ValueError."""
+    """A device that is there. Raises TypeError for what is none, ValueError for one that is not there."""
     try:
-        if (found := torch.empty(0, device=torch.device(value)).device).type == "meta":
+        given = instance(name, value, str | int | torch.device, "a device such as 'cpu'")
+        if (found := torch.empty(0, device=given).device).type == "meta":
             raise RuntimeError("it holds no numbers")
         return found
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name} must be a device that is there, such as 'cpu', got {value!r}: {error}") from None
 
 

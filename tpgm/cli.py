@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory ({error}): lower batch_size or the image size"
     if isinstance(error, _MEANT) and str(error):
-        return str(error)
+        return str(error).removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")
     return f"unexpected {type(error).__name__}: {error}; the same command with --debug shows where, please report it"
 
 
@@ -64,6 +65,13 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _Once)
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:  # each command answers for its own arguments
+        found, left = super().parse_known_args(*args, **options)
+        near = [m for w in left for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)]
+        if left:
+            self.error(f"unrecognized {' '.join(left)}" + f" (did you mean {', '.join(near)}?)" * bool(near))
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         super().error(f"{message}; see {self.prog} --help")
@@ -105,25 +113,17 @@ def _parser() -> argparse.ArgumentParser:
         "tpgm finetune timm/resnet50 photos/ --ood sketches=drawings/ --method tpgm --set norm=l2 --out runs/mine",
     )
     finetune.add_argument("model", type=filled, help="a name or file that tpgm.models.load knows")
-    finetune.add_argument(
-        "data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of class folders"
-    )
+    finetune.add_argument("data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of classes")
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
-    finetune.add_argument(
-        "--size", type=number(1, whole=True), help="image height and width in pixels (default: the model's own)"
-    )
+    finetune.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
     finetune.add_argument(
         "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
     )
     finetune.add_argument(
-        "--checkpoint-seconds",
-        type=number(0),
-        default=60.0,
-        metavar="S",
-        help="of training between checkpoints (default: 60)",
+        "--checkpoint-seconds", type=number(0), default=60.0, metavar="S", help="between checkpoints (default: 60)"
     )
     finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
@@ -212,7 +212,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
         name, separator, value = text.partition("=")
         folder = option.endswith("ood")
         if not (name and separator and (value.strip() or not folder)):
-            raise ValueError(f"{option} takes NAME={'FOLDER' if folder else 'VALUE'}, got {text!r}")
+            raise ValueError(f"{option} takes NAME={'FOLDER, such as s=photos/s' if folder else 'VALUE'}, got {text!r}")
         if name in found:
             raise ValueError(f"{option} gives {name} twice ({found[name]!r} and {value!r}): give it once")
         found[name] = value
@@ -222,9 +222,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 def filled(text: str, what: str = "name") -> str:
     """The text of an argument. Raises argparse.ArgumentTypeError for an empty one."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(
-            f"the {what} is empty: name a file or folder, '.' for this one, or leave it out"
-        )
+        raise argparse.ArgumentTypeError(f"the {what} is empty: name a file or folder, '.' for this, or leave it out")
     return text
 
 

@@ -169,11 +169,11 @@ class TPGM:
         if alone and several_processes():
             warnings.warn("several processes but no DistributedDataParallel: pass TPGM the wrapped model", stacklevel=3)
         if not self._params:
-            raise ValueError(
-                f"nothing to constrain in model, a {type(model).__name__}: it has {len(parameters)} parameters, "
-                f"{len(self._frozen)} are frozen (unfreeze some by requires_grad_()), the others are excluded by "
-                f"exclude={list(exclude)} (leave some in)"
-            )
+            frozen = f"{len(self._frozen)} are frozen (unfreeze some by requires_grad_())" if self._frozen else ""
+            left_out = f"others are excluded by exclude={list(exclude)} (leave some in)" if exclude else ""
+            why = ", ".join(filter(None, (frozen, left_out))) or "give the model whose weights are fine-tuned"
+            kind = type(model).__name__
+            raise ValueError(f"nothing to constrain in model, a {kind} of {len(parameters)} parameters: {why}")
         for name, p in self._params.items():
             check_parameter(name, local(p.data))
         refuse_overlap({name: local(p.data) for name, p in self._params.items()})
@@ -182,7 +182,7 @@ class TPGM:
             check_floating(self._params)
             self._anchor = {name: zero(local(p.detach())) for name, p in self._params.items()}
         else:
-            found = match_anchor(model, given, self._params, exclude)
+            found = match_anchor(model, model if anchor is None else given, self._params, exclude)
             if anchor is not None:
                 refuse_shared(model, found)
             self._anchor = {n: self._kept(local(p.data), part(found[n].detach(), p)) for n, p in self._params.items()}
@@ -242,6 +242,8 @@ class TPGM:
             if isinstance(groups, str) or not isinstance(groups, Iterable) or not (groups := list(groups)):
                 raise TypeError(f"groups must be None or groups of patterns such as [['a.*'], ['b.*']], got {groups!r}")
             for group in groups:
+                if isinstance(group, str) or not isinstance(group, Iterable):
+                    raise TypeError(f"each of groups must be a list of patterns such as ['a.*'], got {group!r}")
                 if not (patterns := check.sequence("groups", group)):
                     raise ValueError(f"groups has an empty group, {group!r}: give each at least one pattern")
                 patterns = tuple(require_match(pattern, names, "groups") for pattern in patterns)
@@ -473,9 +475,10 @@ class TPGM:
                 raise ValueError(f"the radius of {name} in the state must be a number of at least 0, got {got}; {cure}")
         norms = state["norms"]
         if norms is not None and [len(n) if isinstance(n, Tensor) else None for n in norms] != self._rows:
-            raise ValueError(f"norms of the state are of {len(norms)} tensors or other rows, not this model's; {cure}")
+            own = f"{sum(self._rows)} rows of {len(self._rows)} tensors"
+            raise ValueError(f"norms saved: {len(norms)} tensors or other rows, not {own}; {cure}")
         if any(bool((n < 0).any()) for n in norms or ()):
-            raise ValueError(f"norms of the state are negative; {cure}")
+            raise ValueError(f"norms saved are negative; {cure}")
         check.finite({f"norms of {n} in the state": t for n, t in zip(self._params, norms or (), strict=False)}, cure)
         for name, own_print in self._fingerprints().items():
             saved = state["anchor"][name]
@@ -679,7 +682,8 @@ class TPGM:
 
     def _check_batches(self, batches: Batches | None) -> None:
         if batches is not None and self.buffers != "reestimate":
-            raise ValueError(f"batches are for buffers='reestimate', this constraint has buffers={self.buffers!r}")
+            cure = "leave batches out, or construct TPGM with buffers='reestimate'"
+            raise ValueError(f"batches are for buffers='reestimate', this constraint has {self.buffers!r}: {cure}")
 
     def _warn_of_statistics(self, stacklevel: int) -> None:
         """Once, and only if the user has not chosen."""

@@ -34,7 +34,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        reason = f"cannot write {path}: {error.strerror or error}; choose another path or folder, or make room"
+        reason = f"cannot write {path}: {_why(path, error)}; choose another path, or make room if the disk is full"
         raise OSError(error.errno, reason) from error
     finally:
         with suppress(OSError):  # what went wrong first is told
@@ -46,8 +46,14 @@ def make_folder(folder: Path, name: str = "output") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"the folder {folder} for the {name} cannot be made ({error.strerror or error}): choose another folder"
+        reason = f"folder {folder} for the {name} cannot be made ({_why(folder / 'x', error)}): choose another folder"
         raise OSError(error.errno, reason) from error
+
+
+def _why(path: Path, error: OSError) -> str:
+    """Why a file cannot be written; the system does not tell which file stands in the way where a folder should."""
+    blocked = (f"{above} is a file, not a folder" for above in path.parents if os.path.isfile(above))
+    return next(blocked, error.strerror or str(error))
 
 
 def write_state(path: Path, version: int, state: dict[str, Any]) -> None:
@@ -128,7 +134,7 @@ def require_writable(path: Path) -> None:
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; choose another file") from error
+        raise OSError(error.errno, f"out: cannot write {path}: {_why(path, error)}; choose another file") from error
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def interpolate(
     if buffers is not None:
         check.choice("buffers", buffers, get_args(Buffers))
     if (batches is not None) != (buffers == "reestimate"):
-        raise ValueError(f"buffers='reestimate' takes batches, other words take none; got buffers={buffers!r}")
+        what = "no batches: give an iterable of them" if batches is None else "batches: leave them out"
+        raise ValueError(f"buffers='reestimate' takes batches, other words none; got buffers={buffers!r} and {what}")
     exclude = check.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     exclude = tuple(require_match(pattern, [*aliases(model), *given], "exclude") for pattern in exclude)

@@ -64,8 +64,9 @@ def image_folder(
 
     What is left out is counted in one warning: hidden files, files that are no image by their ending or of a kind that
     cannot be read here, images outside the class folders, broken links, folders that links lead to a second time.
-    Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without classes, a class
-    without images, a class with too few to split, an OOD class that is not an ID class; OSError naming the first file
+    Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without two classes, a
+    class without images, one with too few to split, an image of two classes or in two parts, an OOD class that is not
+    an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
     """
     root, left = check.path("id_folder", id_folder), Counter[str]()
@@ -79,6 +80,8 @@ def image_folder(
         if change is not None:
             check.instance(what, change, Callable, "a function from a PIL image to an image")
     ood = check.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
+    if absent := [f"{name}={folder}" for name, folder in ood.items() if not Path(folder).is_dir()]:
+        raise FileNotFoundError(f"ood {absent[0]}: no such folder; it must hold a folder of images for each class")
     if found := _parts(root):
         class_names = class_folders(found["train"], left)
         parts = {
@@ -97,9 +100,13 @@ def image_folder(
         # the share is of all images, and the test images are gone
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
+    if len(class_names) < 2:
+        raise ValueError(f"{root} has one class only, {class_names[0]!r}: add the folders of the others")
     folders = {name: check.path(f"the folder of the OOD test {name!r}", folder) for name, folder in ood.items()}
     shifted = {name: same_classes(folder, class_names, left) for name, folder in folders.items()}
     warn_of(left, root)
+    for tests in ({}, *({name: found} for name, found in shifted.items())):
+        _refuse_repeated({**parts, **tests})
     for paths, _ in (*parts.values(), *shifted.values()):
         for path in paths:
             check_header(path)
@@ -118,6 +125,17 @@ def image_folder(
 
 
 Labelled = tuple[list[Path], list[int]]
+
+
+def _refuse_repeated(parts: Mapping[str, Labelled]) -> None:
+    """Raise ValueError for one file in two parts, or under two labels: by links, or a folder that is given twice."""
+    seen: dict[Path, tuple[str, int]] = {}
+    for part, (paths, labels) in parts.items():
+        for path, label in zip(paths, labels, strict=True):
+            before = seen.setdefault(path.resolve(), (part, label))
+            if before != (part, label):
+                how = f"in {before[0]!r} and in {part!r}" if before[0] != part else f"of two classes in {part!r}"
+                raise ValueError(f"{path} leads to an image {how}: give each image one place")
 
 
 def _folders(folder: Path) -> list[Path]:

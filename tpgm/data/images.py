@@ -78,7 +78,9 @@ def _opened(path: str | Path) -> Iterator[Image]:
             yield image
     except Exception as error:  # Pillow raises errors of every kind for broken files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, images.UnidentifiedImageError):
+        if isinstance(error, FileNotFoundError):
+            reason, cure = "no such file", "check the path"
+        elif isinstance(error, images.UnidentifiedImageError):
             reason = "it is no image, or one of a kind that Pillow does not know"
         elif isinstance(error, images.DecompressionBombError | MemoryError):
             cure = "make it smaller, or remove it; if you trust it, set PIL.Image.MAX_IMAGE_PIXELS higher"

@@ -109,6 +109,8 @@ class DataSplits:
         own = {"train": self.train, "val": self.val, "id_test": self.id_test}
         if taken := sorted(set(own) & set(self.ood_tests)):
             raise ValueError(f"{self.name}: {taken[0]!r} is a part of the ID data: give the OOD test another name")
+        if unclear := [name for name in self.ood_tests if not name.strip() or name == "OOD mean"]:
+            raise ValueError(f"{self.name}: an OOD test cannot be called {unclear[0]!r}: give it another name")
         for part, data in {**own, **self.ood_tests}.items():
             if not (hasattr(data, "__len__") and hasattr(data, "labels")):
                 raise TypeError(f"{self.name}: {part!r} must be a data set with labels, got {check.shown(data)}")

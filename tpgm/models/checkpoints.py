@@ -78,7 +78,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is broken, or holds objects besides tensors, which are not read because that could run code. If "
-            f"you trust it, save its state dict alone: torch.save(model.state_dict(), …)\n{_first(error)}"
+            "you trust it, save its state dict alone: torch.save(model.state_dict(), …)"
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):  # the form in which OpenAI gives its CLIP models away
@@ -86,7 +86,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
                 f"{path} is a program (TorchScript), not a checkpoint. If you trust it, take its tensors out once: "
                 "torch.save(torch.jit.load(path, map_location='cpu').state_dict(), 'weights.pth')"
             ) from error
-        raise ValueError(f"{path} is no checkpoint, or cut short (copy it anew): {_first(error)}") from error
+        told = f": {error.strerror or error}" if isinstance(error, OSError) else ""
+        raise ValueError(f"{path} is no checkpoint, or cut short (copy it anew){told}") from error
     while isinstance(content, Mapping) and (inner := [w for w in _WRAPPERS if _holds_tensors(content.get(w))]):
         if len(inner) > 1:
             told = f"{inner[0]} is taken; for another save it alone: torch.save(checkpoint[{inner[1]!r}], …)"
@@ -103,10 +104,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
 
 def _holds_tensors(entry: Any) -> bool:
     return isinstance(entry, Mapping) and any(isinstance(t, Tensor | Mapping) for t in entry.values())
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def is_moco(tensors: Mapping[str, Tensor]) -> bool:

@@ -47,7 +47,7 @@ def load(
     Raises ValueError for an unknown name (naming near ones), a wrong number of classes or tensors that do not fit,
     FileNotFoundError for a missing file, ImportError for a missing package, OSError if weights cannot be fetched.
     """
-    check.path("name", name)
+    check.path("name", name, "a model's name or the path of a checkpoint")
     for what, value in (("num_classes", num_classes), ("size", size)):
         if value is not None:
             check.number(what, value, 1, whole=True)

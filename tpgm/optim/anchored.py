@@ -168,8 +168,8 @@ class AnchoredOptimizer(Optimizer):
             raise ValueError(f"this state lacks {', '.join(sorted(absent))}; {cure}")
         groups = state_dict["param_groups"]
         settings = self.defaults.keys() - {"differentiable"}  # which torch adds on loading
-        if not all(settings <= group.keys() for group in groups):
-            raise ValueError(f"this is not the state of a {type(self).__name__}: its groups lack settings; {cure}")
+        if absent := ", ".join(sorted({name for group in groups for name in settings - group.keys()})):
+            raise ValueError(f"this is not the state of a {type(self).__name__}: its groups lack {absent}; {cure}")
         keys = [(key, group["anchor"]) for group in groups for key in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         saved = [(p, state_dict["state"].get(key, {}), anchored) for (key, anchored), p in zip(keys, own, strict=False)]
@@ -329,7 +329,8 @@ def _anchors(group: Group) -> list[Tensor]:
     for label, p, tensor in zip(labels, params, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{label}: the anchor must be a tensor, got {tensor!r:.60}, a {type(tensor).__name__}")
-        check.finite({f"the anchor of {label}": local(tensor.detach())}, "load the weights anew or give others")
+        whose = f"params: {label}" if anchor is None else f"the anchor of {label}"
+        check.finite({whose: local(tensor.detach())}, "load the weights anew, or give others as anchor")
         if tensor.shape != p.shape or not tensor.is_floating_point():
             raise ValueError(
                 f"{label}: the anchor is {tensor.dtype} {tuple(tensor.shape)}, must be floating point {tuple(p.shape)}"

@@ -344,7 +344,8 @@ def read(*paths: str | Path) -> list[Row]:
     rows = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of result rows, which tpgm experiment writes")
+            cure = f"check the path, or write it first: tpgm experiment … --out {path}"
+            raise FileNotFoundError(f"{path}: no such file of result rows; {cure}")
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue

@@ -115,9 +115,12 @@ def _answering(address: str) -> str:
         try:
             where = str(json.loads(Path(address).read_text(encoding="utf8"))["address"])
         except OSError as error:
-            raise OSError(error.errno, f"the scheduler's file {address} cannot be read: {error.strerror}") from error
+            cure = "check the path, or start the scheduler that writes it first"
+            reason = f"the scheduler's file {address} cannot be read: {error.strerror}; {cure}"
+            raise OSError(error.errno, reason) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{address} is no scheduler's file: it holds no address") from error
+            cure = "give the file that dask scheduler --scheduler-file wrote"
+            raise ValueError(f"{address} is no scheduler's file (it holds no address): {cure}") from error
 
     async def ask() -> Any:
         async with rpc(where, connection_args=Security().get_connection_args("client")) as scheduler:

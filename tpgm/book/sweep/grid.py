@@ -82,7 +82,9 @@ def _yaml(path: Path) -> Any:
             if odd := [key for key in keys if not isinstance(key, str | int | float)]:
                 raise ValueError(f"{path.name}, line {node.start_mark.line + 1}: the key {odd[0]!r} must be a name")
             if twice := [key for key in keys if keys.count(key) > 1]:
-                raise ValueError(f"{path.name}, line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+                raise ValueError(
+                    f"{path.name}, line {node.start_mark.line + 1}: the key {twice[0]!r} is given twice: give it once"
+                )
             return dict(super().construct_mapping(node, deep=deep))
 
     try:
@@ -132,6 +134,8 @@ def _study_of(section: Mapping[str, Any]) -> Study:
 
 def _why(message: str) -> str:
     """What YAML has made of a value that a message calls wrong, "" if it seems to be what was meant."""
+    if re.search(r"got datetime\.date", message):
+        return "; YAML reads it as a date: put it in quotes"
     text, word = re.search(r"got '([^']*)'", message), re.search(r"got (True|False)", message)
     if text and re.fullmatch(r"[-+]?\d[\d_]*\.?\d*[eE][-+]?\d+", text[1]):
         return f"; YAML reads {text[1]} as text: write {float(text[1])!r}, or with a point and a signed exponent"
@@ -143,12 +147,13 @@ def _with_profile(section: Mapping[str, Any], kind: str, profile: str | None) ->
     profiles = section.get("profiles", {})
     changed = {key: value for key, value in section.items() if key != "profiles"}
     if not isinstance(profiles, dict):
-        raise ValueError(f"profiles must be a mapping of names, got {profiles!r}")
+        raise ValueError(f"profiles must be a mapping from names to changes of the section, got {profiles!r}")
     if profile is None:
         return changed
     if profile not in profiles and not (kind == "notebook" and profile in PROFILES):
         known = [*profiles, *(p for p in PROFILES if kind == "notebook" and p not in profiles)]
-        raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(known) or 'none'}")
+        cure = f"choose one of {', '.join(known)}" if known else "leave --profile out, or add it under profiles"
+        raise ValueError(f"unknown profile {profile!r}{'' if known else ', as there are no profiles'}: {cure}")
     changes = profiles.get(profile) or {}
     if not isinstance(changes, dict) or not changes.keys() <= _PARTS.keys():
         raise ValueError(f"profile {profile!r} is a mapping with keys among {', '.join(_PARTS)}, got {changes!r}")
@@ -177,9 +182,9 @@ def expand(section: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{name} is a list of mappings, got the entry {wrong[0]!r}")
     if both := parts["product"].keys() & parts["zip"].keys():
         raise ValueError(f"{sorted(both)[0]} stands in product and in zip")
-    lengths = {len(values) for values in parts["zip"].values()}
-    if len(lengths) > 1:
-        raise ValueError(f"the lists of zip must be of one length, got {sorted(lengths)}")
+    if len({len(values) for values in parts["zip"].values()}) > 1:
+        lengths = ", ".join(f"{len(values)} of {name}" for name, values in parts["zip"].items())
+        raise ValueError(f"the lists of zip must be of one length, got {lengths}")
     zipped = [dict(zip(parts["zip"], values, strict=True)) for values in zip(*parts["zip"].values(), strict=True)]
     crossed = [
         dict(zip(parts["product"], values, strict=True)) for values in itertools.product(*parts["product"].values())
@@ -190,7 +195,9 @@ def expand(section: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     kept = [run for run in chosen if not any(_agrees(run, entry) for entry in parts["exclude"])]
     for entry in parts["exclude"]:
         if not any(_agrees(run, entry) for run in chosen):
-            raise ValueError(f"exclude: no run agrees with {entry}")
+            taken = {name: dict.fromkeys(repr(run[name]) for run in chosen if name in run) for name in entry}
+            told = (f"{name} is {', '.join(list(v)[:5]) or 'set nowhere'}" for name, v in taken.items())
+            raise ValueError(f"exclude: no run agrees with {entry}: correct or remove this entry ({'; '.join(told)})")
     for run in [*kept, *({**parts["fixed"], **entry} for entry in parts["include"])]:
         yield _nested(run)
 

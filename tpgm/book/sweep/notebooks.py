@@ -126,8 +126,12 @@ def declared(notebook: str | Path) -> dict[str, Parameter]:
         content = nbformat.read(path, as_version=4)
         cells = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
     except Exception as error:  # nbformat raises its own, jsonschema's, and those of what it trips over
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is no notebook (.ipynb of version 4): {type(error).__name__}: {reason}") from error
+        reason = "it is not JSON" if isinstance(error, nbformat.reader.NotJSONError) else "it is not of its format"
+        if isinstance(error, OSError):
+            reason = str(error.strerror)
+        raise ValueError(
+            f"{path} is not a notebook ({reason}): give a Jupyter notebook, an .ipynb of format 4"
+        ) from error
     if not cells:
         raise ValueError(f"{path.name} has no cell tagged 'parameters': tag the cell whose values may change")
     source = re.sub(r"^\s*[%!?].*$", "", cells[0].source, flags=re.MULTILINE)  # IPython's own lines
@@ -135,7 +139,9 @@ def declared(notebook: str | Path) -> dict[str, Parameter]:
         lines = ast.parse(source).body
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except SyntaxError as error:
-        raise ValueError(f"{path.name}: the cell of parameters is no Python: {error}") from error
+        where = f"line {error.lineno}: {(error.text or '').strip()}"
+        told = f"is not valid Python ({error.msg}, {where})"
+        raise ValueError(f"{path.name}: the cell tagged 'parameters' {told}: correct the cell") from error
     notes = {token.end[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
     found = {}
     for line in lines:

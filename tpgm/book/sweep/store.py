@@ -32,7 +32,8 @@ class Store:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise ValueError(f"out {self.url} is neither a folder nor a URL that fsspec knows here: {error}") from error
+            cure = "give a folder, or a URL whose fsspec package is installed (s3fs for s3://)"
+            raise ValueError(f"--out {self.url} cannot be opened: {error}; {cure}") from error
         self.local = "file" in self.fs.protocol if isinstance(self.fs.protocol, tuple) else self.fs.protocol == "file"
 
     def path(self, *parts: str) -> str:
