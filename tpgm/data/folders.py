@@ -64,7 +64,7 @@ def image_folder(
 
     What is left out is counted in one warning: hidden files, files that are no image by their ending or of a kind that
     cannot be read here, images outside the class folders, broken links, folders that links lead to a second time.
-    Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without two classes, a
+    Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without classes, a
     class without images, one with too few to split, an image of two classes or in two parts, an OOD class that is not
     an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
@@ -100,13 +100,12 @@ def image_folder(
         # the share is of all images, and the test images are gone
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
-    if len(class_names) < 2:
-        raise ValueError(f"{root} has one class only, {class_names[0]!r}: add the folders of the others")
     folders = {name: check.path(f"the folder of the OOD test {name!r}", folder) for name, folder in ood.items()}
     shifted = {name: same_classes(folder, class_names, left) for name, folder in folders.items()}
     warn_of(left, root)
-    for tests in ({}, *({name: found} for name, found in shifted.items())):
-        _refuse_repeated({**parts, **tests})
+    _refuse_repeated(parts)
+    for name, found in shifted.items():
+        _refuse_repeated({**parts, f"OOD {name}": found})
     for paths, _ in (*parts.values(), *shifted.values()):
         for path in paths:
             check_header(path)
@@ -235,7 +234,7 @@ def _told(left: Counter[str]) -> str:
 def warn_of(left: Counter[str], root: Path) -> None:
     """One warning with the counts, if anything was left out."""
     if left:
-        warnings.warn(f"{root}: {left.total()} files or folders are left out: {_told(left)}", stacklevel=3)
+        warnings.warn(f"{root}: {left.total()} files or folders are left out: {_told(left)}", stacklevel=4)
 
 
 def labelled_images(

@@ -164,8 +164,8 @@ class AnchoredOptimizer(Optimizer):
         """
         cure = "give what state_dict() of the same kind of optimizer returned"
         check.mapping("state_dict", state_dict, "as state_dict() returned it")
-        if absent := {"state", "param_groups"} - state_dict.keys():
-            raise ValueError(f"this state lacks {', '.join(sorted(absent))}; {cure}")
+        if parts := {"state", "param_groups"} - state_dict.keys():
+            raise ValueError(f"this state lacks {', '.join(sorted(parts))}; {cure}")
         groups = state_dict["param_groups"]
         settings = self.defaults.keys() - {"differentiable"}  # which torch adds on loading
         if absent := ", ".join(sorted({name for group in groups for name in settings - group.keys()})):

@@ -32,7 +32,7 @@ def content_of(tensors: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         if isinstance(tensor, Tensor):
-            digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -73,6 +73,8 @@ def finetune(
     of = "a name or file for tpgm.models.load, or the Pretrained it returned (which takes your module as architecture)"
     check.instance("model", model, models.Pretrained | str | Path, of)
     check.instance("data", data, DataSplits, "the DataSplits of tpgm.data, such as image_folder(…)")
+    if len(data.class_names) < 2:
+        raise ValueError(f"data have {len(data.class_names)} class, {data.class_names}: there is nothing to tell apart")
     if size is not None:
         check.number("size", size, 1, whole=True)
     check.flag("progress", progress)
