@@ -213,7 +213,7 @@ def test_licence_table_escapes_what_markdown_would_read() -> None:
         ]
     )
     table = markdown(frame)
-    assert "| A\\|B | [\\[x\\]](https://example.org) | MIT | 1,200 |" in table
+    assert "| A\\|B | [&#91;x&#93;](https://example.org) | MIT | 1,200 |" in table
     assert len(table.splitlines()) == 3 + len(icon_collection(source="tiny").set_info)
 
 

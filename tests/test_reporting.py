@@ -68,7 +68,7 @@ def test_the_picture_goes_to_a_notebook_and_to_a_file(tmp_path: Path) -> None:
 
 def test_wrong_use_is_named(tmp_path: Path) -> None:
     constraint = trained()
-    with pytest.raises(TypeError, match=r"takes a tpgm.TPGM, got TinyTransformer"):
+    with pytest.raises(TypeError, match=r"must be a tpgm.TPGM, got a TinyTransformer"):
         tpgm.report(constraint.model)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must end in one of .*png"):
         tpgm.report(constraint, tmp_path / "ratios.doc")

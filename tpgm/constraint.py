@@ -385,6 +385,7 @@ class TPGM:
             warnings.warn("project_() before the first update(): there are no radii yet", stacklevel=4)
         with held():
             self._project(unmoved)
+        self._watch_for_collapse(5)
         if batches is not None:
             reestimate(self.model, batches)
 
@@ -396,7 +397,6 @@ class TPGM:
             norms = self._norms = self._measure()
         self._measured_at = None  # the projection moves them
         self._radii.copy_(self._clipped(norms))
-        self._watch_for_collapse(4)
         weights = self._weights()
         self._scale(weights, weights, self._radii.detach(), norms)
         reshard(self._fsdp)

@@ -91,7 +91,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
     while isinstance(content, Mapping) and (inner := [w for w in _WRAPPERS if _holds_tensors(content.get(w))]):
         if len(inner) > 1:
             told = f"{inner[0]} is taken; for another save it alone: torch.save(checkpoint[{inner[1]!r}], …)"
-            warnings.warn(f"{path} holds {' and '.join(inner)}: {told}", stacklevel=4)
+            warnings.warn(f"{path} holds {' and '.join(inner)}: {told}", stacklevel=5)
         content = content[inner[0]]
     entries = content if isinstance(content, Mapping) else {}
     tensors = {n: t for n, t in entries.items() if isinstance(t, Tensor)}
