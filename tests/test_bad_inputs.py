@@ -852,6 +852,11 @@ def _late(*_: object) -> None:
     raise KeyboardInterrupt("no answer in 100 s")
 
 
+def test_the_page_counts_them() -> None:
+    page = (Path(__file__).parent.parent / "book" / "promises.md").read_text(encoding="utf8")
+    assert f"The tests give {len(CASES)} bad inputs to all doors." in page
+
+
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.door}: {case.name}" for case in CASES])
 def test_bad_input_is_answered_with_argument_value_and_cure(case: Case, tmp_path: Path) -> None:
     kind, message = outcome(case, tmp_path)

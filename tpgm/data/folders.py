@@ -104,8 +104,8 @@ def image_folder(
     shifted = {name: same_classes(folder, class_names, left) for name, folder in folders.items()}
     warn_of(left, root)
     _refuse_repeated(parts)
-    for name, found in shifted.items():
-        _refuse_repeated({**parts, f"OOD {name}": found})
+    for name, images in shifted.items():
+        _refuse_repeated({**parts, f"OOD {name}": images})
     for paths, _ in (*parts.values(), *shifted.values()):
         for path in paths:
             check_header(path)
