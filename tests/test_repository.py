@@ -108,7 +108,8 @@ def test_no_path_of_a_private_machine() -> None:
 
 def test_table_of_contents_names_existing_files_and_every_chapter() -> None:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    files = [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+    chapters = [entry for part in toc["parts"] for entry in part["chapters"]]
+    files = [toc["root"], *(page["file"] for chapter in chapters for page in (chapter, *chapter.get("sections", ())))]
     assert len(files) == len(set(files))
     for name in files:
         assert any((ROOT / f"{name}{suffix}").is_file() for suffix in (".md", ".ipynb")), name

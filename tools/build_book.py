@@ -122,7 +122,8 @@ def gather(notebooks: list[Path]) -> None:
 def chapters() -> list[Path]:
     """The notebooks that the table of contents names, in its order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    chapters = [entry for part in toc["parts"] for entry in part["chapters"]]
+    files = [page["file"] for chapter in chapters for page in (chapter, *chapter.get("sections", ()))]
     return [ROOT / f"{name}.ipynb" for name in files if name.startswith("notebooks/")]
 
 
