@@ -21,9 +21,17 @@ import numpy as np
 import pytest
 import torch
 
-from tpgm.book.icon_benchmark import DOMAINS, cache, icon_collection, icons, icons_upstream, render, tiny
+from tpgm.book.icon_benchmark import DOMAINS, cache, icon_collection, icons, icons_upstream, named_icons, render, tiny
 from tpgm.book.icon_benchmark.designers import SHARES, SPLITS, balanced_split, designer, designer_splits
-from tpgm.book.icon_benchmark.iconify import IconSet, class_of_word, concept_of, concepts, read_package
+from tpgm.book.icon_benchmark.iconify import (
+    IconSet,
+    class_of_word,
+    concept_of,
+    concepts,
+    name_without_style,
+    read_package,
+)
+from tpgm.book.icon_benchmark.named import alike
 from tpgm.book.icon_tables import licence_table
 from tpgm.book.notebook import markdown
 
@@ -150,6 +158,74 @@ def test_tiny_splits_have_every_part_and_keep_designers_apart() -> None:
     assert used.isdisjoint(owners(splits.id_test))
     for test in splits.ood_tests.values():
         assert used.isdisjoint(owners(test))
+
+
+def test_a_zero_shot_models_designers_are_in_no_part() -> None:
+    """Pre-training, training, validation and tests are of five, in development of four, kinds of designers."""
+    data = icon_collection(source="tiny")
+    owner = [data.set_info[s].author for s in data.sets.tolist()]
+    by_image = {data.images[k].numpy().tobytes(): owner[k] for k in range(len(owner))}
+
+    def owners(*parts: Any) -> set[str]:
+        return {by_image[image.numpy().tobytes()] for part in parts for image in part.images}
+
+    tests, development = icons(source="tiny", designers="zero-shot"), icons(source="tiny", designers="development")
+    assert owners(tests.train) == {"Designer 1", "Designer 2"}
+    assert owners(tests.val) == owners(development.val) == {"Designer 3"}
+    assert owners(tests.id_test, *tests.ood_tests.values()) == {"Designer 4", "Designer 5"}
+    assert owners(development.train) == {"Designer 1"}
+    assert owners(development.id_test, *development.ood_tests.values()) == {"Designer 2"}
+    with pytest.raises(ValueError, match="unknown designers 'new'"):
+        icons(source="tiny", designers="new")  # type: ignore[arg-type]
+
+
+def test_the_lists_of_designers_are_of_the_training_and_validation_designers() -> None:
+    splits, lists = designer_splits(), concepts()
+    assert not set(lists["zero_shot_designers"]) & set(splits)
+    assert {splits[name] for name in lists["development_designers"]} == {"val"}
+
+
+def test_named_icons_are_of_the_zero_shot_designers_and_like_no_tested_icon() -> None:
+    data = icon_collection(source="tiny")
+    tested = data.images[data.splits > 0].numpy()
+    named = named_icons(source="tiny")
+    assert named.images.shape == (len(named), 3, 32, 32)
+    assert set(named.names) == {
+        "diamond",
+        "envelope",
+        "flag",
+        "home",
+        "lightbulb",
+        "moon",
+        "plus",
+        "square",
+        "star",
+        "triangle",
+    }
+    assert named.texts.unique().tolist() == list(range(len(named.names)))
+    small = (render.blocks(tested, 2) + 2) // 4
+    assert not alike(named.images.numpy(), small).any()
+    assert alike(small[:5].astype(np.uint8), small).all()
+    assert len(named) < 150, "of 150 drawings of one designer some look like tested ones"
+    nearly = small[:1].astype(np.int64)
+    nearly[:, :, :16] = np.clip(nearly[:, :, :16] + 8, 0, 255)
+    assert alike(nearly, small[:1]).all(), "1.6 % of the range, in half of the image"
+    shifted = np.clip(small[:1].astype(np.int64) - 8, 0, 255)
+    assert not alike(shifted, small[:1]).all(), "3 % everywhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("alarm-clock-outline-24", "alarm clock"),
+        ("home", "home"),
+        ("24-filled", ""),
+        ("4k-fill", "4k"),
+        ("c--d", "c d"),
+    ],
+)
+def test_a_name_without_its_style_words(name: str, left: str) -> None:
+    assert name_without_style(name) == left
 
 
 def test_every_style_can_be_id() -> None:

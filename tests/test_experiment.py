@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from tpgm.book.experiments import experiment, frames, variants
 from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.full_scale import RECIPES, placed
-from tpgm.book.experiments.icon_studies import BESIDE, TRIED, beside
+from tpgm.book.experiments.icon_studies import BESIDE, TRIED, ZERO_SHOT_STUDIES, beside
 from tpgm.book.experiments.study import SEEDS, Entry, Study
+from tpgm.book.experiments.variants import seedless
 from tpgm.book.notebook import Markup, markdown
 from tpgm.book.plots import comparison as plots
 from tpgm.cli import main
@@ -207,11 +208,38 @@ def test_committed_rows_beside_the_comparison_are_found(name: str, rest: int) ->
 
 
 def test_every_method_of_the_comparison_has_three_settings_that_can_be_run() -> None:
-    for study in STUDIES.values():
+    for study in (study for name, study in STUDIES.items() if name not in ZERO_SHOT_STUDIES):
         for label, entry in study.entries.items():
             assert len({experiment.key(c) for c in study.configs(label)}) == 3
             assert entry.fixed is None or entry.fixed in entry.values
     assert [label for label, entry in TRIED.items() if entry.fixed] == ["linear-probe", "vanilla", "wise-ft"]
+
+
+def test_the_zero_shot_studies_try_every_learning_rate_and_draw_other_data_on_every_seed() -> None:
+    development, tests = ZERO_SHOT_STUDIES["development:resnet"], ZERO_SHOT_STUDIES["zero-shot:resnet"]
+    for label in development.entries:
+        configs = [experiment.resolve(c) for c in development.configs(label)]
+        assert len({experiment.key(c) for c in configs}) == len(configs)
+        if label != "start weights":
+            assert {c["settings"]["lr"] for c in configs} == {3e-4, 1e-3, 3e-3, 1e-2}
+        assert {c["data"] for c in configs} == {"icons-development"}
+    assert not set(development.seeds) & set(tests.seeds), "seeds of the search are not those of the tests"
+    vanilla = tests.configs("vanilla")
+    rows = [{"config": c, "val": float(n == 2)} for n, c in enumerate(vanilla)]
+    finals = [c for c in tests.plan(rows, ["vanilla"]) if c["seed"] != tests.search_seed]
+    assert [(c["seed"], c["data_seed"]) for c in finals] == [(n, n) for n in range(1, 10)]
+    assert {c["settings"]["lr"] for c in finals} == {3e-3}
+    rows += [{"config": c, "val": 0.0} for c in finals]
+    chosen = tests.chosen(rows, ["vanilla"])["vanilla"]
+    assert (chosen.choice, len(chosen.rows)) == ("lr=0.003", 10), "redrawn data do not tell the runs of a setting apart"
+    assert tests.choice("wise-ft", tests.configs("wise-ft")[5]) == "alpha=0.4, lr=0.001"
+
+
+def test_data_drawn_apart_from_the_seed_are_another_setting() -> None:
+    config = {"method": "vanilla", "seed": 3}
+    assert seedless(config) == seedless({**config, "seed": 5})
+    assert seedless({**config, "data_seed": 3}) == seedless({**config, "seed": 4, "data_seed": 4})
+    assert seedless({**config, "data_seed": 2}) != seedless({**config, "data_seed": 3})
 
 
 def test_studies_beside_can_be_run_and_differ() -> None:

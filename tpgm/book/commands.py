@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpgm.check import hint
 from tpgm.cli import filled, number, pairs, path
 from tpgm.files import require_writable
 
@@ -50,13 +51,19 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     pretrain = commands.add_parser(
         "pretrain",
         parents=[debug],
-        help="train a backbone on the upstream icons",
+        help="train a backbone on the upstream icons, or a zero-shot model on icons and their names",
         epilog="Example: tpgm pretrain icons-resnet runs/icons-resnet.safetensors",
     )
-    pretrain.add_argument("recipe", help="a name of tpgm.book.pretraining.RECIPES: icons-resnet or icons-vit")
+    pretrain.add_argument(
+        "recipe",
+        help="a name of tpgm.book.pretraining.RECIPES (icons-resnet, icons-vit) or of tpgm.book.contrastive.RECIPES "
+        "(icons-clip-resnet, icons-clip-convnext)",
+    )
     pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
     pretrain.add_argument("--seed", type=number(0, whole=True), default=0)
-    pretrain.add_argument("--epochs", type=number(1, whole=True), help="other than the recipe's")
+    length = pretrain.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=number(1, whole=True), help="other than the recipe's, of a backbone")
+    length.add_argument("--steps", type=number(1, whole=True), help="other than the recipe's, of a zero-shot model")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bars")
     pretrain.set_defaults(run=_pretrain)
 
@@ -226,9 +233,17 @@ def _results(args: argparse.Namespace) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from tpgm.book.pretraining import pretrain
+    from tpgm.book import contrastive, pretraining
 
-    changes = {} if args.epochs is None else {"epochs": args.epochs}
+    known = {**pretraining.RECIPES, **contrastive.RECIPES}
+    if args.recipe not in known:
+        raise ValueError(f"unknown recipe {args.recipe!r}; {hint(args.recipe, known)}choose one of {', '.join(known)}")
+    zero_shot = args.recipe in contrastive.RECIPES
+    other, own = ("epochs", "steps") if zero_shot else ("steps", "epochs")
+    if getattr(args, other) is not None:
+        raise ValueError(f"--{other} does not go with {args.recipe}, whose length is set by --{own}")
+    pretrain = contrastive.pretrain if zero_shot else pretraining.pretrain
+    changes = {} if getattr(args, own) is None else {own: getattr(args, own)}
     card = pretrain(args.recipe, args.out, seed=args.seed, progress=not args.quiet, **changes)
     print(json.dumps(card, indent=1))
 

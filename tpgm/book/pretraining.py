@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -118,9 +118,7 @@ class _Pretraining:
         self.training, self.validation = _in_memory(data.train), _in_memory(data.val)
         torch.manual_seed(derive(seed, "weights"))
         self.net = plan.architecture.build(len(data.class_names)).to(device)
-        matrices = [p for p in self.net.parameters() if p.ndim > 1]
-        vectors = [p for p in self.net.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups = decayed(self.net.parameters())
         self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, weight_decay=plan.weight_decay)
         self.epoch, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
@@ -185,6 +183,15 @@ class _Pretraining:
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
+
+
+def decayed(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups for an optimizer: matrices and convolutions with its weight decay, vectors without."""
+    params = list(parameters)
+    return [
+        {"params": [p for p in params if p.ndim > 1]},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _in_memory(part: LabelledData) -> ImageArray:

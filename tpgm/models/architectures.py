@@ -61,7 +61,7 @@ class Architecture:
     """What rebuilds a model without its weights.
 
     name: "timm/…", "torchvision/…", "open_clip/…", "clip-resnet50" (the image tower of CLIP's ResNet-50 and a linear
-    head) or "icons-vit"; options: keyword arguments of the builder, JSON values.
+    head), "icons-vit" or "icons-clip"; options: keyword arguments of the builder, JSON values.
     """
 
     name: str
@@ -84,8 +84,10 @@ class Architecture:
             model = Tower(need("timm").create_model("resnet50_clip", num_classes=1024), 1024, classes, False)
         elif self.name == "icons-vit":
             model = icons_vit(classes, **self.options)
+        elif self.name == "icons-clip":
+            model = icons_clip(classes, **self.options)
         else:
-            known = ["clip-resnet50", "icons-vit", "timm/resnet50", "torchvision/resnet50"]
+            known = ["clip-resnet50", "icons-clip", "icons-vit", "timm/resnet50", "torchvision/resnet50"]
             raise unknown("architecture", self.name, known)
         return model
 
@@ -151,6 +153,17 @@ def icons_vit(classes: int, size: int = 64, width: int = 128, depth: int = 6, he
         embed_layer=partial(hybrid.HybridEmbed, backbone=stem, proj=False),
     )
     return model
+
+
+def icons_clip(classes: int, backbone: str = "resnet10t", features: int = 384, **options: Any) -> nn.Module:
+    """An image tower of timm for 32 pixels, and a head on its features of norm 1, which embeddings of texts can fill.
+
+    A pooling after the stem is left out: it would leave a ResNet an image of 8 pixels. options: of timm's builder.
+    """
+    tower = need("timm").create_model(timm_name(backbone), num_classes=features, **options)
+    if hasattr(tower, "maxpool"):
+        tower.maxpool = nn.Identity()
+    return Tower(tower, features, classes, unit=True)
 
 
 def _open_clip_tower(name: str, classes: int, unit: bool = False, size: int | None = None) -> nn.Module:

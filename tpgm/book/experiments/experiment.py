@@ -37,11 +37,15 @@ KEYS: dict[str, tuple[Any, str]] = {
     "label": ("", "what tables call this variant; by default the method"),
     "model": ("icons-resnet", "what tpgm.models.load knows; for tweets minilm"),
     "checkpoint_of": ("", "architecture that a model given as a file goes into, such as timm/resnet50"),
-    "head": ("new", "new, or zero-shot: the classifier that a CLIP's text tower makes of the class names, kept"),
+    "head": (
+        "new",
+        "new; own: the model's, kept, for the same classes; zero-shot: made of the class names by a CLIP's text tower",
+    ),
     "templates": ("photo", "texts of the zero-shot head: photo (one) or imagenet (the 80 of CLIP's evaluation)"),
     "data": (
         "icons",
-        "icons, icons:STYLE, domainnet, domainnet:DOMAIN, imagenet, tweets, or a folder of class folders",
+        "icons, icons:STYLE (also icons-zero-shot, icons-development: the `designers` of icons), domainnet, "
+        "domainnet:DOMAIN, imagenet, tweets, or a folder of class folders",
     ),
     "root": ("", "folder of DomainNet's or ImageNet's official layout"),
     "ood": ({}, "for a folder: name -> folder of an OOD test"),
@@ -79,7 +83,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
     for key in ("size", "train_per_class", "val_per_class", "seed", "data_seed"):
         if full[key] < (1 if key == "size" else 0):
             raise ValueError(f"{key} must be at least {int(key == 'size')}, got {full[key]}")
-    for key, choices in (("head", ("new", "zero-shot")), ("templates", ("photo", "imagenet"))):
+    for key, choices in (("head", ("new", "own", "zero-shot")), ("templates", ("photo", "imagenet"))):
         if full[key] not in choices:
             raise ValueError(f"{key} must be one of {', '.join(choices)}, got {full[key]!r}")
     if "seed" in full["settings"]:
@@ -205,6 +209,8 @@ def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:
     start = models.load(
         full["model"], size=full["size"], architecture=full["checkpoint_of"] or None, **_head(full, data.class_names)
     )
+    if full["head"] == "own" and start.class_names != data.class_names:
+        raise ValueError(f"the head of {full['model']} is of other classes than the data's: head must be 'new'")
     if full["head"] == "zero-shot" and start.exclude:
         raise ValueError(
             f"{full['model']} has no text tower, from which a zero-shot head could come: head must be 'new'"
@@ -214,8 +220,8 @@ def _start(full: Config, progress: bool) -> tuple[Pretrained, DataSplits]:
 
 def _head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
     """The arguments of `tpgm.models.load` that say which head is wanted."""
-    if config["head"] == "new":
-        return {"num_classes": len(class_names)}
+    if config["head"] != "zero-shot":
+        return {"num_classes": len(class_names) if config["head"] == "new" else None}
     from tpgm.book.zero_shot import prompts, spoken
 
     return {"class_names": spoken(class_names), "templates": prompts(config["templates"])}
@@ -226,11 +232,13 @@ def splits(config: Mapping[str, Any], *, progress: bool = False) -> DataSplits:
     from tpgm import data
 
     name, _, domain = config["data"].partition(":")
-    if name == "icons":
+    designers = {"icons": "all", "icons-zero-shot": "zero-shot", "icons-development": "development"}.get(name)
+    if designers is not None:
         from tpgm.book.icon_benchmark import icons
 
         found = icons(
             domain or "solid",
+            designers=designers,  # type: ignore[arg-type]
             train_per_class=config["train_per_class"] or None,
             fraction=config["fraction"],
             seed=config["data_seed"],

@@ -79,9 +79,10 @@ def tried(study: Study) -> pd.DataFrame:
     """What a study tries: label, method, the setting searched, and what differs from the budget."""
     lines = []
     for label, entry in study.entries.items():
-        values = ", ".join(code(f"{value:g}") for value in entry.values)
+        found = {n: ", ".join(code(f"{value:g}") for value in values) for n, values in entry.searched.items()}
         own = Markup(", ".join(code(f"{n}={v}") for n, v in entry.settings.items()))
-        lines.append([label, code(entry.method), Markup(f"{code(entry.tried)} in {values}" if values else ""), own])
+        values = Markup("; ".join(f"{code(name)} in {values}" for name, values in found.items()))
+        lines.append([label, code(entry.method), values, own])
     return _frame(["label", "method", "tried", "other settings of its own"], lines)
 
 

@@ -113,6 +113,58 @@ BESIDE: dict[str, dict[str, Entry]] = {
 }
 
 
+# --- the zero-shot regime: the class head is made of the classes' names and belongs to the anchor
+
+ZERO_SHOT: dict[str, Any] = {"head": "own", "size": 32, "train_per_class": 8}
+_ZERO_SHOT_BUDGET: dict[str, Any] = {"epochs": 8, "batch_size": 32, "channels_last": True, **_BATCH}
+_RATES: dict[str, tuple[Any, ...]] = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
+_MOVED: dict[str, Any] = {"buffers": "reestimate"}  # running statistics, anew after weights have moved
+
+
+def _with_rates(method: str, settings: Any = None, tried: str = "", values: tuple[Any, ...] = ()) -> Entry:
+    return Entry(method, settings or {}, tried, values, grid=_RATES)
+
+
+# post-hoc methods go back from vanilla's weights; each in-training method tries two strengths at each learning rate
+TRIED_ZERO_SHOT: dict[str, Entry] = {
+    "start weights": Entry("wise-ft", {"alpha": 0.0, "lr": 1e-3}),
+    "vanilla": _with_rates("vanilla"),
+    "lp-ft": _with_rates("lp-ft", {"head_epochs": 2}, "head_lr", (1e-3, 1e-2)),
+    "wise-ft": _with_rates("wise-ft", {}, "alpha", (0.2, 0.4, 0.6, 0.8)),
+    "one ratio": _with_rates("one-ratio"),
+    "one ratio, 1 SE": _with_rates("one-ratio", {"rule": "one-se"}),
+    "probe-anchored": _with_rates("probe-anchored", {"head_epochs": 2}),
+    "lines": _with_rates("lines", {"deep": 1.0}, "shallow", (0.0, 0.5)),
+    "tpgm-end": _with_rates("tpgm-end", {**_END, **_MOVED}, "radius_lr", (1e-2, 1e-1)),
+    "tpgm": _with_rates("tpgm", {**_RADII, **_MOVED}, "radius_lr", (1e-2, 1e-1)),
+    "tpgm-late": _with_rates("tpgm", {**_RADII, **_WEIGHT, **_MOVED, "begin": 0.8}, "radius_lr", (1e-4, 1e-3)),
+    "l2-sp": _with_rates("l2-sp", {}, "strength", (0.01, 0.1)),
+    "mars-sp": _with_rates("mars-sp", {}, "radius", (1.0, 4.0)),
+    "ftp": _with_rates("ftp", {}, "kappa", (1.0, 0.0)),
+    "spd": _with_rates("spd", {}, "strength", (0.3, 1.0)),
+    "digrap": _with_rates("digrap", {}, "omega_lr", (0.05, 0.5)),
+    "auto-rgn": _with_rates("auto-rgn"),
+}
+
+
+def zero_shot(model: str, designers: str, seeds: tuple[int, ...]) -> Study:
+    """The comparison in the zero-shot regime: designers "zero-shot" (the tests) or "development" (before them).
+
+    Every seed draws its own eight training icons of each class.
+    """
+    name = f"{designers}:{model.removeprefix('icons-clip-')}"
+    about = f"{model}, pre-trained on icons and their names; designers: {designers}"
+    config = {**ZERO_SHOT, "model": model, "data": f"icons-{designers}"}
+    return Study(name, about, config, _ZERO_SHOT_BUDGET, TRIED_ZERO_SHOT, seeds, seeds[0], SMALL, redraw=True)
+
+
+ZERO_SHOT_STUDIES: dict[str, Study] = {
+    study.name: study
+    for model in ("icons-clip-resnet", "icons-clip-convnext")
+    for study in (zero_shot(model, "development", (100, 101, 102)), zero_shot(model, "zero-shot", tuple(range(10))))
+}
+
+
 def beside(what: str, model: str) -> Study:
     """The study `what` of BESIDE on a model. Raises ValueError for an unknown one."""
     if what not in BESIDE:

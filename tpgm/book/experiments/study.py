@@ -7,6 +7,7 @@ on the other seeds. OOD data have no say. Studies themselves stand in `icon_stud
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ class Entry:
     """One line of a study: a method, its own settings, and the setting that is searched.
 
     settings: stand before the study's budget. tried, values: the setting searched and its values; without values there
-    is one configuration and nothing to choose. fixed: the one of `values` that runs on every seed, whatever is chosen.
+    is one configuration and nothing to choose. grid: the values of further settings, tried in every combination. fixed:
+    the one of `values` that runs on every seed, whatever is chosen.
     config: keys of its own, beside those of the study. published: the settings that a paper states.
     """
 
@@ -40,6 +42,12 @@ class Entry:
     fixed: Any = None
     config: Mapping[str, Any] = field(default_factory=dict)
     published: frozenset[str] = frozenset()
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> dict[str, tuple[Any, ...]]:
+        """The values of every setting that is searched, by name."""
+        return {**({self.tried: self.values} if self.values else {}), **self.grid}
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Study:
     budget: settings of all methods that have them; published: those of them that a paper states. entries: by label, the
     name in tables. small: by profile, keys of the configuration to change and upper bounds of settings, for a shorter
     run. weights: what the checkpoint is, where the reader brings it. reported: a paper's ID and mean OOD accuracy in
-    per cent, by label.
+    per cent, by label. redraw: each seed draws other training data, else only order, head and augmentation.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Study:
     published: frozenset[str] = frozenset()
     weights: str = ""
     reported: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    redraw: bool = False
 
     @property
     def file(self) -> str:
@@ -108,8 +117,9 @@ class Study:
         if not settings.get("head_epochs", 1):
             settings.pop("head_lr", None)  # of a stage that this entry does not have
         shared = {**self.config, **entry.config, "label": label, "method": entry.method}
-        shared["seed"] = self.search_seed if seed is None else seed
-        return [{**shared, "settings": {**settings, **own}} for own in [{entry.tried: v} for v in entry.values] or [{}]]
+        shared |= self._seeded(self.search_seed if seed is None else seed)
+        names, values = entry.searched.keys(), itertools.product(*entry.searched.values())
+        return [{**shared, "settings": {**settings, **dict(zip(names, own, strict=True))}} for own in values]
 
     def choose(self, label: str, rows: Sequence[Row]) -> Config:
         """The configuration with the highest ID validation accuracy; among equals the first.
@@ -133,7 +143,10 @@ class Study:
                 continue
             finals = [self.choose(label, rows)]
             finals += [c for c in fixed if c not in finals]
-            yield from ({**c, "seed": seed} for c in finals for seed in self.seeds if seed != self.search_seed)
+            yield from ({**c, **self._seeded(seed)} for c in finals for seed in self.seeds if seed != self.search_seed)
+
+    def _seeded(self, seed: int) -> Mapping[str, int]:
+        return {"seed": seed, "data_seed": seed} if self.redraw else {"seed": seed}
 
     def due(self, rows: Sequence[Row], labels: Sequence[str] = ()) -> Iterator[Config]:
         """What `plan` names and no row is of."""
@@ -175,9 +188,8 @@ class Study:
         return f"{self.name} {config['label']} seed {config['seed']} {choice}: {scores} in {row['seconds']:.0f} s"
 
     def choice(self, label: str, config: Mapping[str, Any]) -> str:
-        """The value of the setting that is searched for a label, as text, such as "lr=0.001"; "" where none is."""
-        tried = self.entries[label].tried
-        return f"{tried}={config['settings'][tried]:g}" if tried else ""
+        """The values of what is searched for a label, as text, such as "lr=0.001"; "" where nothing is."""
+        return ", ".join(f"{name}={config['settings'][name]:g}" for name in self.entries[label].searched)
 
     def chosen(self, rows: Sequence[Row], labels: Sequence[str] = ()) -> dict[str, Variant]:
         """Each label's chosen setting over its seeds; labels whose search is not complete are left out."""

@@ -72,10 +72,16 @@ class Variant:
         return {row["config"]["seed"]: row for row in self.rows}
 
 
+def seedless(config: Mapping[str, Any]) -> str:
+    """Equal for configurations that differ in the seed only; where it also drew the training data, in that too."""
+    own = config.get("data_seed", 0) == config.get("seed", 0)
+    return key({**config, "seed": 0, **({"data_seed": 0} if own else {})})
+
+
 def select(rows: Iterable[Row], config: Mapping[str, Any]) -> tuple[Row, ...]:
     """The rows of a configuration with any seed, by seed."""
-    wanted = key({**config, "seed": 0})
-    found = (row for row in rows if key({**row["config"], "seed": 0}) == wanted)
+    wanted = seedless(config)
+    found = (row for row in rows if seedless(row["config"]) == wanted)
     return tuple(sorted(found, key=lambda row: row["config"]["seed"]))
 
 
@@ -83,7 +89,7 @@ def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str], Variant]:
     """Rows that differ in nothing but the seed together: (model, label, number among that label's settings)."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(key({**row["config"], "seed": 0}), []).append(row)
+        groups.setdefault(seedless(row["config"]), []).append(row)
     found: dict[tuple[str, str, str], Variant] = {}
     for members in groups.values():
         model, label = members[0]["config"]["model"], members[0]["config"]["label"]

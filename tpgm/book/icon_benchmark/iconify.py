@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tpgm.names import matches
 
-Subset = Literal["downstream", "upstream"]
+Subset = Literal["downstream", "upstream", "named"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,24 @@ def admitted(info: Mapping[str, Any]) -> bool:
     )
 
 
-def read_package(path: Path, subset: Subset) -> tuple[list[Icon], dict[str, IconSet]]:
-    """The icons of the subset's classes, sorted by set and name, and every admitted set.
+def name_without_style(name: str) -> str:
+    """What an icon's name says of the thing: "alarm clock" for "alarm-clock-outline-24"; "" if nothing is left."""
+    style = set(concepts()["style_words"])
+    return " ".join(word for word in name.split("-") if word and word not in style and not word.isdigit())
 
-    path: the package as npm packs it (a gzipped tar). Its JSON members are read as a stream; nothing is extracted
-    to disk. Raises RuntimeError if it is not such a package.
+
+def read_package(path: Path, subset: Subset) -> tuple[list[Icon], dict[str, IconSet]]:
+    """The icons of the subset's classes, or with their names, sorted by set and name, and every admitted set.
+
+    subset: "named" takes every icon, whose concept is its name without style words. path: the package as npm packs it
+    (a gzipped tar). Its JSON members are read as a stream; nothing is extracted to disk. Raises RuntimeError if it is
+    not such a package.
     """
-    words = class_of_word(subset)
+    if subset == "named":
+        find = name_without_style
+    else:
+        words = class_of_word(subset)
+        find = lambda name: concept_of(name, words) or ""  # noqa: E731
     collections, icons = None, []
     try:
         with tarfile.open(path, "r|gz") as archive:
@@ -95,7 +106,7 @@ def read_package(path: Path, subset: Subset) -> tuple[list[Icon], dict[str, Icon
                 assert file is not None  # it is only for members that are no files
                 content = json.load(file)
                 if is_set:
-                    icons += _icons_of(content, words)
+                    icons += _icons_of(content, find)
                 else:
                     collections = content
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
@@ -120,12 +131,12 @@ def _icon_set(prefix: str, info: Mapping[str, Any]) -> IconSet:
     )
 
 
-def _icons_of(content: Mapping[str, Any], words: Mapping[str, str]) -> list[Icon]:
+def _icons_of(content: Mapping[str, Any], find: Callable[[str], str]) -> list[Icon]:
     found, prefix = [], content["prefix"]
     for name, icon in content["icons"].items():
-        concept, body = concept_of(name, words), icon["body"]
+        concept, body = find(name), icon["body"]
         # an animation's first frame is often empty; text and linked images depend on the machine
-        if concept is None or any(tag in body for tag in ("<animate", "<set", "<text", "<image")):
+        if not concept or any(tag in body for tag in ("<animate", "<set", "<text", "<image")):
             continue
         if matches(f"{prefix}:{name}", concepts()["skip_icons"]):
             continue

@@ -31,6 +31,7 @@ from tpgm.book.icon_benchmark.iconify import Icon, IconSet, Subset, class_of_wor
 from tpgm.book.icon_benchmark.render import DOMAINS, DROPPED, MIXED, draw, first_of_each, on_white, styles
 from tpgm.data.splits import DataSplits, ImageArray, by_class, hold_out, label_fraction
 
+Designers = Literal["all", "zero-shot", "development"]
 _CHUNK = 512  # icons drawn before their pixels are looked at
 
 
@@ -64,6 +65,7 @@ def icons(
     train_per_class: int | None = None,
     fraction: float = 100,
     seed: int = 0,
+    designers: Designers = "all",
     source: str | Path | None = None,
     progress: bool = True,
 ) -> DataSplits:
@@ -72,11 +74,15 @@ def icons(
     Built into the user's cache on first use (about a minute, 104 MB fetched with npm; 8 MB stay).
     id_domain: one of "solid", "outline", "duotone", "color", "emoji". train_per_class: at most this many training
     icons of each class. fraction: percentage of the labels, of training and validation data alike. seed: of these two
-    choices only; choices of one seed are nested. source: None for the real data; the path of the package's tarball,
-    where npm cannot be used; "tiny" for a synthetic sample of the same shape that needs no network.
+    choices only; choices of one seed are nested. designers: with "zero-shot", training data are of designers of whom no
+    icon is in :func:`named_icons`, and all tests are of the test split; "development" has the same training data, and
+    tests on six of the validation designers, for what is decided before the tests. source: None for the real data; the
+    path of the package's tarball, where npm cannot be used; "tiny" for a synthetic sample of the same shape that needs
+    no network.
 
-    Classes without a training, a validation and a test icon in the ID style are left out (none for "solid"). An OOD
-    test holds the icons of all designers who drew none of the training or validation data of this ID style. Images:
+    Classes without a training, a validation and a test icon in the ID style are left out (none for "solid"; only those
+    without a training icon where `designers` are chosen). An OOD test holds the icons of all designers who drew none of
+    the training or validation data of this ID style. Images:
     uint8 (3, 64, 64); see :class:`tpgm.data.DataSplits`. Raises ValueError for an unknown style or a wrong number;
     RuntimeError if the package cannot be fetched or its checksum is wrong; ImportError if the extra `data` is not
     installed; OSError if the disk is full. A UserWarning says so if the arrays differ from the published checksum.
@@ -88,8 +94,10 @@ def icons(
     data = icon_collection("downstream", source=source, progress=progress)
     keys, labels = data.keys(), data.labels
     in_id = data.domains == DOMAINS.index(id_domain)
-    part = {name: in_id & (data.splits == SPLITS.index(name)) for name in SPLITS}
-    kept = [c for c in range(len(data.class_names)) if all(bool((labels[m] == c).any()) for m in part.values())]
+    places = _places(data, designers, source)
+    part = {name: in_id & (places == SPLITS.index(name)) for name in SPLITS}
+    needed = list(part.values()) if designers == "all" else [part["train"]]  # a zero-shot head has all classes
+    kept = [c for c in range(len(data.class_names)) if all(bool((labels[m] == c).any()) for m in needed)]
     known = torch.isin(labels, torch.tensor(kept))
     relabel = torch.full((len(data.class_names),), -1)
     relabel[kept] = torch.arange(len(kept))
@@ -104,9 +112,12 @@ def icons(
             index = sorted(index[i] for group in groups for i in group[:most])
         return ImageArray(data.images[index], relabel[labels[index]])
 
-    houses = [designer(info.author) for info in data.set_info]
-    seen = {houses[s] for s in data.sets[part["train"] | part["val"]].tolist()}
-    unseen = torch.tensor([house not in seen for house in houses])[data.sets]
+    if designers == "all":
+        houses = _houses(data)
+        seen = {houses[s] for s in data.sets[part["train"] | part["val"]].tolist()}
+        tested = torch.tensor([house not in seen for house in houses])[data.sets]
+    else:
+        tested = places == SPLITS.index("test")
     return DataSplits(
         name="icons",
         id_domain=id_domain,
@@ -115,9 +126,34 @@ def icons(
         val=take(part["val"], fraction),
         id_test=take(part["test"]),
         ood_tests={
-            name: take(unseen & (data.domains == number)) for number, name in enumerate(DOMAINS) if name != id_domain
+            name: take(tested & (data.domains == number)) for number, name in enumerate(DOMAINS) if name != id_domain
         },
     )
+
+
+def _houses(data: IconCollection) -> list[str]:
+    """The designer of every set."""
+    return [designer(info.author) for info in data.set_info]
+
+
+def _places(data: IconCollection, designers: Designers, source: str | Path | None) -> Tensor:
+    """(N,) int64: where an icon stands, an index into SPLITS, or -1 for nowhere."""
+    if designers not in (known := ("all", "zero-shot", "development")):
+        raise ValueError(f"unknown designers {designers!r}; choose one of {', '.join(map(repr, known))}")
+    if designers == "all":
+        return data.splits
+    tiny_ones = {"zero_shot_designers": tiny.ZERO_SHOT_DESIGNERS, "development_designers": tiny.DEVELOPMENT_DESIGNERS}
+    lists: Mapping[str, Any] = tiny_ones if source == "tiny" else concepts()
+
+    def of(name: str) -> Tensor:
+        return torch.tensor([house in lists[name] for house in _houses(data)])[data.sets]
+
+    test = SPLITS.index("test")
+    places = torch.where(of("zero_shot_designers"), -1, data.splits)
+    if designers == "development":
+        places[places == test] = -1
+        places[of("development_designers")] = test
+    return places
 
 
 def icons_upstream(*, source: str | Path | None = None, progress: bool = True) -> DataSplits:
@@ -151,6 +187,19 @@ def icon_collection(
 
 
 def _build_file(folder: Path, subset: Subset, source: str | Path | None, progress: bool) -> Path:
+    tarball = package_file(folder, source)
+    # Any: the type that NumPy gives this writer takes every name for one of its own options
+    arrays: dict[str, Any] = dict(build(tarball, subset, designer_splits(), progress=progress))
+    built = folder / "built.npz"
+    np.savez_compressed(built, **arrays)
+    return built
+
+
+def package_file(folder: Path, source: str | Path | None) -> Path:
+    """The icon package, whole and of the pinned version: fetched into `folder`, or the file `source`.
+
+    Raises ImportError for another version of the renderer, else as :func:`icons` does.
+    """
     pinned, found = published()["resvg-py"], version_of("resvg-py")
     if found != pinned:
         raise ImportError(f"the icons are drawn with resvg-py {pinned}, found {found}: pip install resvg-py=={pinned}")
@@ -162,11 +211,7 @@ def _build_file(folder: Path, subset: Subset, source: str | Path | None, progres
             f"{tarball}: no such file; give the tarball of {package['npm_package']} {package['version']}"
         )
     verify_integrity(tarball, package["integrity"])
-    # Any: the type that NumPy gives this writer takes every name for one of its own options
-    arrays: dict[str, Any] = dict(build(tarball, subset, designer_splits(), progress=progress))
-    built = folder / "built.npz"
-    np.savez_compressed(built, **arrays)
-    return built
+    return tarball
 
 
 def version_of(distribution: str) -> str:
@@ -206,12 +251,17 @@ def _tiny(subset: Subset) -> IconCollection:
         return _collection(build(tiny.package(Path(folder)), subset, tiny.DESIGNER_SPLITS, progress=False))
 
 
-def _collection(arrays: dict[str, np.ndarray]) -> IconCollection:
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the arrays in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         # strings by their bytes in UTF-8: NumPy's own are four bytes a character
         array = arrays[name]
         digest.update("\n".join(array.flatten()).encode() if array.dtype.kind == "U" else array.tobytes())
+    return digest.hexdigest()
+
+
+def _collection(arrays: dict[str, np.ndarray]) -> IconCollection:
     index = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in ("labels", "domains", "splits", "sets")}
     sets = []
     for prefix, name, author, url, terms, terms_url, category, palette, count in arrays["set_info"].tolist():
@@ -221,7 +271,7 @@ def _collection(arrays: dict[str, np.ndarray]) -> IconCollection:
         names=tuple(arrays["names"].tolist()),
         class_names=tuple(arrays["class_names"].tolist()),
         set_info=tuple(sets),
-        checksum=digest.hexdigest(),
+        checksum=checksum(arrays),
         **index,
     )
 

@@ -102,15 +102,21 @@ def styles(rgba: np.ndarray, emoji: np.ndarray, palette: np.ndarray) -> np.ndarr
     return np.select([rule for rule, _ in rules], [number[name] for _, name in rules], MIXED)
 
 
+def blocks(images: np.ndarray, side: int) -> np.ndarray:
+    """(N, C, H, W) integers -> (N, C, H / side, W / side) uint16: sums over squares of `side` pixels."""
+    count, channels, height, width = images.shape
+    parts = images.reshape(count, channels, height // side, side, width // side, side)
+    return parts.sum((3, 5), dtype=np.uint16)
+
+
 def first_of_each(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """(N,) bool: False for an icon that looks like an earlier one of its class.
 
     images: (N, 3, H, W) uint8. Two icons count as one if their grey values, averaged over 2x2 pixels, differ by
     less than 1 % of the range in the mean: sizes of one drawing, or a drawing that several sets share.
     """
-    count, _, height, width = images.shape
-    blocks = images.astype(np.uint16).sum(1, dtype=np.uint16).reshape(count, height // 2, 2, width // 2, 2)
-    grey = blocks.sum((2, 4), dtype=np.int16).reshape(count, -1)  # each value up to 3 * 4 * 255
+    count = len(images)
+    grey = blocks(images, 2).sum(1, dtype=np.int16).reshape(count, -1)  # each value up to 3 * 4 * 255
     limit = _DUPLICATE * 3 * 4 * 255 * grey.shape[1]
     keep = np.ones(count, dtype=bool)
     kept: dict[int, list[int]] = {}

@@ -34,6 +34,7 @@ _STYLES = {
 _COLORS = ("#d33", "#27b", "#2a5", "#e90", "#83c", "#0a9")
 _DESIGNERS = 6
 DESIGNER_SPLITS = {"Designer 3": "val", "Designer 4": "test", "Designer 5": "test"}
+ZERO_SHOT_DESIGNERS, DEVELOPMENT_DESIGNERS = ("Designer 0",), ("Designer 2",)
 
 
 def package(folder: Path) -> Path:

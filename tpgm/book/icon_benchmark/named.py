@@ -1,0 +1,117 @@
+"""Icons with their names, as CLIP had images with their captions: what zero-shot models are pre-trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpgm.book.icon_benchmark import tiny
+from tpgm.book.icon_benchmark.cache import build_once, cache_dir, require
+from tpgm.book.icon_benchmark.designers import designer
+from tpgm.book.icon_benchmark.iconify import concepts, read_package
+from tpgm.book.icon_benchmark.icons import checksum, icon_collection, package_file, published
+from tpgm.book.icon_benchmark.render import blocks, draw, on_white
+
+_CHUNK = 512  # icons drawn before the next are
+_ALIKE = 0.02  # mean difference of 1 below which a drawing counts as one of a tested designer
+
+
+@dataclass(frozen=True)
+class NamedIcons:
+    """images: (N, 3, 32, 32) uint8, RGB on white; texts: (N,) int64, indices into `names`, the icons' names without
+    style words; checksum: SHA-256 of the arrays."""
+
+    images: Tensor
+    texts: Tensor
+    names: tuple[str, ...]
+    checksum: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def named_icons(*, source: str | Path | None = None, progress: bool = True) -> NamedIcons:
+    """All icons of the designers kept for zero-shot pre-training, whatever they show.
+
+    None of these designers is in the training, validation or test data of ``icons(designers="zero-shot")``, and a
+    drawing that looks like one of its validation or test icons is left out. Built into the user's cache on first use
+    (about four minutes; 30 MB stay). Arguments and errors as for :func:`icons`.
+    """
+    if source == "tiny":
+        return _tiny()
+    target = cache_dir() / "icons" / f"named-{published()['named'][:16]}.npz"
+    build_once(target, lambda folder: _build_file(folder, source, progress))
+    return _load(target)
+
+
+def _build_file(folder: Path, source: str | Path | None, progress: bool) -> Path:
+    arrays: dict[str, Any] = build(package_file(folder, source), concepts()["zero_shot_designers"], None, progress)
+    built = folder / "built.npz"
+    np.savez_compressed(built, **arrays)
+    return built
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path) -> NamedIcons:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _named(dict(file))
+    except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        raise OSError(f"{path} cannot be read ({error}); delete it and it is built again") from error
+
+
+@lru_cache(maxsize=1)
+def _tiny() -> NamedIcons:
+    with TemporaryDirectory() as folder:
+        return _named(build(tiny.package(Path(folder)), tiny.ZERO_SHOT_DESIGNERS, "tiny", False))
+
+
+def _named(arrays: dict[str, np.ndarray]) -> NamedIcons:
+    return NamedIcons(
+        torch.from_numpy(arrays["images"]),
+        torch.from_numpy(arrays["texts"].astype(np.int64)),
+        tuple(arrays["names"].tolist()),
+        checksum(arrays),
+    )
+
+
+def build(tarball: Path, designers: Iterable[str], source: str | None, progress: bool) -> dict[str, np.ndarray]:
+    """Draw the icons of `designers` and leave out what looks like a validation or test icon. The file's arrays."""
+    wanted, (found, sets) = set(designers), read_package(tarball, "named")
+    found = [icon for icon in found if designer(sets[icon.prefix].author) in wanted]
+    parts = []
+    with require("tqdm").tqdm(total=len(found), desc="drawing named icons", disable=not progress) as bar:
+        for start in range(0, len(found), _CHUNK):
+            rgba = np.stack([draw(icon.svg) for icon in found[start : start + _CHUNK]])
+            # a mean of four pixels, rounded to nearest
+            parts.append((blocks(on_white(rgba), 2) + 2).astype(np.uint16) // 4)
+            bar.update(len(rgba))
+    images = np.concatenate(parts).astype(np.uint8)
+    data = icon_collection("downstream", source=source, progress=progress)
+    tested = blocks(data.images[data.splits > 0].numpy(), 2) // 4
+    kept = np.flatnonzero((np.ptp(images, axis=(1, 2, 3)) > 0) & ~alike(images, tested))
+    names = sorted({found[i].concept for i in kept})
+    position = {name: number for number, name in enumerate(names)}
+    texts = np.array([position[found[i].concept] for i in kept], dtype=np.int32)
+    return {"images": images[kept], "texts": texts, "names": np.array(names)}
+
+
+def alike(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether an image differs from any of `others` by less than 2 % of the range, in the mean over grey
+    values of 4 x 4 areas. images, others: (N, 3, 32, 32) of values up to 255."""
+    mine, theirs = (
+        torch.from_numpy(blocks(x.astype(np.uint16), 4).sum(axis=1).reshape(len(x), -1).astype(np.float32) / 12240)
+        for x in (images, others)
+    )
+    found = [torch.cdist(part, theirs, p=1).amin(dim=1) < _ALIKE * mine.shape[1] for part in mine.split(1024)]
+    result: np.ndarray = torch.cat(found).numpy()
+    return result
