@@ -18,6 +18,7 @@ from tpgm import cli, models
 from tpgm.book import contrastive
 from tpgm.book.contrastive import RECIPES, Contrastive, contrastive_loss, pretrain, texts_and_classes
 from tpgm.book.experiments import experiment
+from tpgm.book.experiments.icon_studies import ZERO_SHOT_STUDIES
 from tpgm.book.icon_benchmark import icons, named_icons
 from tpgm.book.icon_benchmark.icons import published
 from tpgm.book.pretraining import accuracy
@@ -30,6 +31,9 @@ pytest.importorskip("safetensors")
 pytest.importorskip("resvg_py")
 
 SMALL = Architecture("icons-clip", {"backbone": "resnet10t", "channels": [16, 24, 32, 48]})
+SHIPPED = sorted(set(RECIPES) & set(models.OFFLINE))
+# labels whose rows have ratios, the head's among them
+LEARNED = ["one ratio", "one ratio, 1 SE", "probe-anchored", "tpgm-end", "tpgm", "tpgm-late", "ftp"]
 TINY = Contrastive(SMALL, steps=4, lr=5e-3, batch_size=32)
 
 
@@ -135,6 +139,17 @@ def test_an_experiment_keeps_the_models_own_head(tmp_path: Path) -> None:
         experiment.run({**config, "model": "icons-resnet"})
 
 
+def test_every_label_of_the_zero_shot_study_runs_from_its_own_head(tmp_path: Path) -> None:
+    run(tmp_path / "m.safetensors")
+    study = ZERO_SHOT_STUDIES["development:resnet"].shortened("smoke").at(model=str(tmp_path / "m.safetensors"))
+    anchored = {}
+    for label in study.entries:
+        row = experiment.run(study.configs(label)[-1], store=tmp_path / "store")
+        anchored[label] = "head.weight" in row["ratios"]
+        assert row["accuracies"]["id_test"]["total"] == len(icons(source="tiny", designers="development").id_test)
+    assert [label for label in anchored if anchored[label]] == LEARNED
+
+
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="'icons-clip-resnet'"):
         pretrain("icons-clip-mlp", tmp_path / "m.safetensors")
@@ -159,7 +174,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 # --- the weights that ship
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_anchor_their_head_and_fit_their_card(name: str) -> None:
     found = load(name)
     constraint = tpgm.TPGM(found.model, anchor=found.anchor)
@@ -177,7 +192,7 @@ def test_shipped_weights_anchor_their_head_and_fit_their_card(name: str) -> None
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_have_the_accuracy_on_their_card(name: str) -> None:
     try:
         data = icons(designers="development", progress=False)

@@ -28,12 +28,12 @@ class Means(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(3, 3, bias=False)
-        self.norm = nn.BatchNorm1d(3)
+        self.norm = nn.BatchNorm1d(3, eps=0.0)  # leaves its input as it is, in eval mode only
         with torch.no_grad():
             self.head.weight.copy_(10 * torch.eye(3).flip(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.norm(x.mean(dim=(2, 3))))
         return logits
 
 

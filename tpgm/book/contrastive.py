@@ -54,7 +54,7 @@ RECIPES = {
     "icons-clip-resnet": Contrastive(
         Architecture("icons-clip", {"backbone": "resnet10t", "channels": [48, 96, 192, 384]}), steps=1600, lr=2e-3
     ),
-    # LayerNorm in place of BatchNorm: no running statistics that a ratio could leave behind
+    # LayerNorm in place of BatchNorm: no running statistics for a ratio to leave behind; its weights do not ship yet
     "icons-clip-convnext": Contrastive(
         Architecture("icons-clip", {"backbone": "convnext_atto", "patch_size": 2}), steps=1600, lr=2e-3
     ),
