@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "digrap": {"optimizer": "adamw"},
 }
 MODELS = ("small", "icons-resnet")
+STOP = 4  # boundary between steps at which a run that is resumed ends
 WARM: dict[str, str] = {"OMP_NUM_THREADS": "1"}
 CONDITIONS: dict[str, dict[str, str]] = {
     "again": WARM,
@@ -59,7 +60,7 @@ def one(model: str, method: str, folder: Path, stop: int) -> None:
             finetune(small_start(), small_data(), method, out=folder, **common, **METHODS[method])
         else:
             config = {"source": "tiny", "train_per_class": 2, "val_per_class": 1, "size": 32, "model": model}
-            settings = {"epochs": 1, "batch_size": 16, **METHODS[method]}
+            settings = {"epochs": 2, "batch_size": 4, **METHODS[method]}
             experiment.run({**config, "method": method, "settings": settings}, out=folder)
 
 
@@ -81,6 +82,7 @@ def run(model: str, method: str, folder: Path, environment: dict[str, str], stop
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--model", choices=MODELS, action="append", help="these only")
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="tpgm-exactness-") as name:
         room = Path(name)
-        for model in MODELS:
+        for model in given.model or MODELS:
             for method in METHODS:
                 first = room / f"{model}-{method}"
                 run(model, method, first, WARM)
@@ -99,7 +101,7 @@ def main() -> int:
                     own = dict(environment)
                     if condition == "cold kernel cache":
                         own["NUMBA_CACHE_DIR"] = str(folder.with_suffix(".cache"))
-                    if condition == "resumed" and run(model, method, folder, own, stop=9) != 9:
+                    if condition == "resumed" and run(model, method, folder, own, stop=STOP) != 9:
                         raise RuntimeError("the run ended before it was stopped")
                     run(model, method, folder, own)
                     found = weights(folder)
