@@ -277,7 +277,10 @@ def layer_optima(problem: LinearProblem, displacement: Array) -> Figure:
             ax.bar(
                 edges[l], ratio, weight[l], align="edge", color=TPGM_COLOR, alpha=0.55, edgecolor="white", linewidth=2
             )
-            ax.text(edges[l] + weight[l] / 2, ratio - 0.07, f"{ratio:.2f}", ha="center")
+            ax.text(
+                edges[l] + weight[l] / 2, ratio + 0.02, f"{ratio:.2f}", ha="center", zorder=3,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
         ax.set_xticks(edges[:-1] + weight / 2, [f"{l + 1}" for l in range(len(best))])
         ax.axhline(mean, color=ANCHOR_COLOR, linestyle="--", label=f"best common ratio {mean:.2f}")
         ax.set(xlabel="layer; width of the bar: $h_l$", ylabel="best ratio $α^⋆_l$", ylim=(0, 1.15))
