@@ -3,8 +3,8 @@
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/flips.py --out results/robustness-flips.jsonl
 
 Of every kind one file is made, damaged 100 times (70 changed bits, 30 cuts, at places that follow from --seed) and read
-through the door that reads it in use. Accepted is what brings neither an error nor a warning. One row of JSON a kind;
-the status is 1 if any damage was accepted.
+through the door that reads it in use; a result, which nothing here reads again, by its checksum. Accepted is what
+brings neither an error nor a warning. One row of JSON a kind; the status is 1 if any damage was accepted.
 """
 
 from __future__ import annotations

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import ArrayLike
 
-from tests.mutants import Mutant
+from tests.mutants import Mutant, broken, replaced
 from tpgm.book.linear import verify_ratios as verify
-from tpgm.book.linear.checks import Check
 from tpgm.book.linear.problem import Array, LinearProblem
 from tpgm.book.linear.ratios import common_ratio, outer_qp, shared_radius_minima
 
 DRAWS = 100_000
-
-
-def _without_assumption(
-    function: Callable[..., list[Check]], trials: int, broken: dict[str, Any], _: pytest.MonkeyPatch
-) -> list[Check]:
-    return function(trials, np.random.default_rng(0), **broken)
-
-
-def _with(
-    function: Callable[..., list[Check]], trials: int, name: str, changed: object, monkeypatch: pytest.MonkeyPatch
-) -> list[Check]:
-    monkeypatch.setattr(verify, name, changed)
-    return function(trials, np.random.default_rng(0))
 
 
 # --- theorem 1
@@ -123,45 +107,42 @@ _THRESHOLDS: dict[str, dict[str, Any]] = {
     "0.9 S for S": {"distance": 0.9},
 }
 
-_A = _without_assumption
 MUTANTS = [
-    Mutant(3, "prop-limit", "weight decay 0.1", partial(_A, verify.gradient_descent, 10, {"weight_decay": 0.1})),
-    Mutant(
-        3, "thm-radii-qp", "a layer that has not moved", partial(_A, verify.radii_are_a_qp, 20, {"frozen_layer": True})
-    ),
-    Mutant(3, "thm-radii-qp", "Σ mixes layers", partial(_A, verify.radii_are_a_qp, 50, {"block_diagonal": False})),
+    Mutant(3, "prop-limit", "weight decay 0.1", broken(verify.gradient_descent, 10, weight_decay=0.1)),
+    Mutant(3, "thm-radii-qp", "a layer that has not moved", broken(verify.radii_are_a_qp, 20, frozen_layer=True)),
+    Mutant(3, "thm-radii-qp", "Σ mixes layers", broken(verify.radii_are_a_qp, 50, block_diagonal=False)),
     Mutant(
         3,
         "thm-radii-qp",
         "on a sample only Σ changes, not b",
-        partial(_A, verify.radii_are_a_qp, 20, {"noise_in_b": False}),
+        broken(verify.radii_are_a_qp, 20, noise_in_b=False),
     ),
-    Mutant(3, "thm-radii-qp", "2b for b", partial(_with, verify.radii_are_a_qp, 20, "outer_qp", doubled_b)),
+    Mutant(3, "thm-radii-qp", "2b for b", replaced(verify.radii_are_a_qp, 20, "outer_qp", doubled_b)),
     Mutant(
         3,
         "thm-radii-qp",
         "the free minimiser, clipped",
-        partial(_with, verify.radii_are_a_qp, 100, "solve_outer_qp", clipped_free_minimiser),
+        replaced(verify.radii_are_a_qp, 100, "solve_outer_qp", clipped_free_minimiser),
     ),
     Mutant(
         3,
         "prop-rows",
         "one ratio for all rows in place of one radius",
-        partial(_with, verify.rows_share_one_radius, 50, "shared_radius_risk", one_ratio_for_all_rows),
+        replaced(verify.rows_share_one_radius, 50, "shared_radius_risk", one_ratio_for_all_rows),
     ),
     Mutant(
         3,
         "prop-rows",
         "the largest norm taken for the only minimum",
-        partial(_with, verify.rows_share_one_radius, 50, "shared_radius_minima", last_norm_only),
+        replaced(verify.rows_share_one_radius, 50, "shared_radius_minima", last_norm_only),
     ),
-    Mutant(3, "thm-distance", "anisotropic rows", partial(_A, verify.ratios_by_distance, 10_000, {"row_scale": True})),
+    Mutant(3, "thm-distance", "anisotropic rows", broken(verify.ratios_by_distance, 10_000, row_scale=True)),
     *(
         Mutant(
             3,
             "thm-distance",
             change,
-            partial(_with, verify.ratios_by_distance, DRAWS, "expected_moments", partial(moments, **changed)),
+            replaced(verify.ratios_by_distance, DRAWS, "expected_moments", partial(moments, **changed)),
         )
         for change, changed in _FORMULAS.items()
     ),
@@ -169,38 +150,38 @@ MUTANTS = [
         3,
         "prop-ratio-error",
         "a fifth of the bound",
-        partial(_A, verify.ratio_error_bound, 200, {"factor": 0.2}),
+        broken(verify.ratio_error_bound, 200, factor=0.2),
     ),
     Mutant(
         3,
         "thm-tradeoff",
         "another optimum on OOD data",
-        partial(_A, verify.id_ood_tradeoff, 200, {"concept_shift": 1.0}),
+        broken(verify.id_ood_tradeoff, 200, concept_shift=1.0),
     ),
     Mutant(
         3,
         "thm-tradeoff",
         "a ratio for each layer in place of one",
-        partial(_A, verify.id_ood_tradeoff, 200, {"one_ratio": False}),
+        broken(verify.id_ood_tradeoff, 200, one_ratio=False),
     ),
     Mutant(
         3,
         "thm-tradeoff",
         "the best ratio on ID data for the best on OOD data",
-        partial(_with, verify.id_ood_tradeoff, 50, "common_ratio", best_on_id_data),
+        replaced(verify.id_ood_tradeoff, 50, "common_ratio", best_on_id_data),
     ),
     Mutant(
         3,
         "prop-regime",
         "anisotropic rows",
-        partial(_A, verify.regime_is_set_by_distance, 20_000, {"row_scale": True, "trials": 10}),
+        broken(verify.regime_is_set_by_distance, 20_000, row_scale=True, trials=10),
     ),
     *(
         Mutant(
             3,
             "prop-regime",
             change,
-            partial(_with, verify.regime_is_set_by_distance, DRAWS, "regime_threshold", partial(threshold, **changed)),
+            replaced(verify.regime_is_set_by_distance, DRAWS, "regime_threshold", partial(threshold, **changed)),
         )
         for change, changed in _THRESHOLDS.items()
     ),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.mutants import Mutant
-from tests.mutants_03 import _with, _without_assumption
+from tests.mutants import Mutant, broken, replaced
 from tpgm.book.linear import verify_ratios as verify
 from tpgm.book.linear.problem import Array
 from tpgm.book.linear.ratios import held_out_excess
@@ -33,50 +30,49 @@ def one_spare_sample_more(risk: float, layers: int, samples: ArrayLike) -> Array
     return held_out_excess(risk, layers, np.asarray(samples) + 1)
 
 
-_A = _without_assumption
 MUTANTS = [
-    Mutant(4, "thm-spread", "Σ mixes layers", partial(_A, verify.per_layer_beats_one, 50, {"block_diagonal": False})),
-    Mutant(4, "thm-spread", "the box is active", partial(_A, verify.per_layer_beats_one, 50, {"clipping": True})),
+    Mutant(4, "thm-spread", "Σ mixes layers", broken(verify.per_layer_beats_one, 50, block_diagonal=False)),
+    Mutant(4, "thm-spread", "the box is active", broken(verify.per_layer_beats_one, 50, clipping=True)),
     Mutant(
         4,
         "thm-spread",
         "plain mean of the optima for the weighted one",
-        partial(_with, verify.per_layer_beats_one, 50, "per_layer_gain", gain_at_the_plain_mean),
+        replaced(verify.per_layer_beats_one, 50, "per_layer_gain", gain_at_the_plain_mean),
     ),
     Mutant(
         4,
         "thm-spread",
         "the worst corner of the box for the best ratios",
-        partial(_with, verify.per_layer_beats_one, 50, "solve_outer_qp", negative_gain),
+        replaced(verify.per_layer_beats_one, 50, "solve_outer_qp", negative_gain),
     ),
     Mutant(
         4,
         "prop-rescale",
         "a shift that does more than rescale layers",
-        partial(_A, verify.id_ratios_serve_ood, 50, {"proportional": False}),
+        broken(verify.id_ratios_serve_ood, 50, proportional=False),
     ),
     Mutant(
         4,
         "thm-training",
         "held-out in place of training data",
-        partial(_A, verify.training_radii_never_constrain, 100, {"held_out": True}),
+        broken(verify.training_radii_never_constrain, 100, held_out=True),
     ),
     Mutant(
         4,
         "thm-held-out",
         "learned ratios are clipped",
-        partial(_A, verify.held_out_ratios, DRAWS, {"clipping": True}),
+        broken(verify.held_out_ratios, DRAWS, clipping=True),
     ),
     Mutant(
         4,
         "thm-held-out",
         "validation data from OOD",
-        partial(_A, verify.held_out_ratios, DRAWS, {"ood": True}),
+        broken(verify.held_out_ratios, DRAWS, ood=True),
     ),
     Mutant(
         4,
         "thm-held-out",
         "m−L for m−L−1",
-        partial(_with, verify.held_out_ratios, DRAWS, "held_out_excess", one_spare_sample_more),
+        replaced(verify.held_out_ratios, DRAWS, "held_out_excess", one_spare_sample_more),
     ),
 ]

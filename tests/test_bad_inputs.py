@@ -875,17 +875,6 @@ def test_the_table_is_long_and_every_row_is_another() -> None:
     assert len({(case.door, case.name) for case in CASES}) == len(CASES)
 
 
-if __name__ == "__main__":
-    found: Counter[str] = Counter()
-    for one in CASES:
-        with tempfile.TemporaryDirectory() as place:
-            sort, text = outcome(one, Path(place))
-        found[sort] += 1
-        if sort != "good" or "-v" in sys.argv:
-            print(f"{sort:20s} {one.door}: {one.name}\n    {text[:300]}")
-    print(len(CASES), dict(found))
-
-
 def spoiled(state: dict[str, Any], entry: str) -> dict[str, Any]:
     adam, group = state["optimizer"]["state"][0], state["optimizer"]["param_groups"][0]
     if entry in ("step", "exp_avg_sq"):
@@ -931,3 +920,14 @@ def test_doors_that_answered_in_torchs_words() -> None:
             project(weight, anchor, 1.0)
     with pytest.raises(ValueError, match=r"radius must be one number.*complex64"):
         project(ones, ones, torch.tensor(1j))
+
+
+if __name__ == "__main__":
+    found: Counter[str] = Counter()
+    for one in CASES:
+        with tempfile.TemporaryDirectory() as place:
+            sort, text = outcome(one, Path(place))
+        found[sort] += 1
+        if sort != "good" or "-v" in sys.argv:
+            print(f"{sort:20s} {one.door}: {one.name}\n    {text[:300]}")
+    print(len(CASES), dict(found))

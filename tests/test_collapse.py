@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tests.small import small_data, small_start
 from tpgm import TPGM, finetune
 from tpgm.constraint import EPS, WINDOW
+from tpgm.data import ImageArray
 
 LAYERS, SIZE = 4, 60
 
@@ -113,8 +115,22 @@ def test_projections_at_the_end_do_not_count() -> None:
     assert all(r <= 1.01 * EPS for r in constraint.radii.values())
 
 
-def test_the_method_with_a_free_beginning_stays_quiet() -> None:
-    finetune(small_start(), small_data(), "tpgm", epochs=10, batch_size=8, begin=0.8, buffers="keep", progress=False)
+@pytest.mark.parametrize("begin", [0.0, 0.8])
+def test_the_method_collapses_on_noise_from_the_start_and_not_after_a_free_beginning(
+    begin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpgm.constraint.WINDOW", 20)  # there are 110 steps, 22 of them in the last fifth
+    data, generator = small_data(), torch.Generator().manual_seed(0)
+    train, val = (
+        ImageArray(part.images, part.labels[torch.randperm(len(part), generator=generator)])
+        for part in (data.train, data.val)
+    )
+    settings = {"epochs": 10, "batch_size": 8, "val_batch_size": 4, "lr": 1e-3, "radius_lr": 0.03, "buffers": "keep"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        noise = dataclasses.replace(data, train=train, val=val)
+        finetune(small_start(), noise, "tpgm", begin=begin, progress=False, workers=0, **settings)
+    assert ["collapsed" in str(one.message) for one in caught] == [True] * (begin == 0)
 
 
 # --- the learning rate

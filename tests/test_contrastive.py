@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tpgm import cli
+import tpgm
+from tpgm import cli, models
 from tpgm.book import contrastive
-from tpgm.book.contrastive import Contrastive, contrastive_loss, pretrain, texts_and_classes
+from tpgm.book.contrastive import RECIPES, Contrastive, contrastive_loss, pretrain, texts_and_classes
 from tpgm.book.experiments import experiment
+from tpgm.book.experiments.icon_studies import ZERO_SHOT_STUDIES
 from tpgm.book.icon_benchmark import icons, named_icons
+from tpgm.book.icon_benchmark.icons import published
+from tpgm.book.pretraining import accuracy
+from tpgm.data import ImageArray
 from tpgm.models import Architecture, load
 from tpgm.training.evaluate import answers
 
@@ -24,6 +31,9 @@ pytest.importorskip("safetensors")
 pytest.importorskip("resvg_py")
 
 SMALL = Architecture("icons-clip", {"backbone": "resnet10t", "channels": [16, 24, 32, 48]})
+SHIPPED = sorted(set(RECIPES) & set(models.OFFLINE))
+# labels whose rows have ratios, the head's among them
+LEARNED = ["one ratio", "one ratio, 1 SE", "probe-anchored", "tpgm-end", "tpgm", "tpgm-late", "ftp"]
 TINY = Contrastive(SMALL, steps=4, lr=5e-3, batch_size=32)
 
 
@@ -43,7 +53,7 @@ def test_the_loss_is_the_mean_of_both_directions_term_by_term() -> None:
         for row in (cosines[i], [cosines[j][i] for j in range(5)]):  # names given the icon, icons given the name
             norm = math.log(sum(math.exp(4 * c) for c in row))
             total -= sum(4 * row[j] - norm for j in same) / len(same)
-    found = contrastive_loss(features, texts, names, torch.tensor(4.0))
+    found = contrastive_loss(features, texts, torch.tensor(4.0))
     assert found.item() == pytest.approx(total / 10, rel=1e-5)
 
 
@@ -129,6 +139,17 @@ def test_an_experiment_keeps_the_models_own_head(tmp_path: Path) -> None:
         experiment.run({**config, "model": "icons-resnet"})
 
 
+def test_every_label_of_the_zero_shot_study_runs_from_its_own_head(tmp_path: Path) -> None:
+    run(tmp_path / "m.safetensors")
+    study = ZERO_SHOT_STUDIES["development:resnet"].shortened("smoke").at(model=str(tmp_path / "m.safetensors"))
+    anchored = {}
+    for label in study.entries:
+        row = experiment.run(study.configs(label)[-1], store=tmp_path / "store")
+        anchored[label] = "head.weight" in row["ratios"]
+        assert row["accuracies"]["id_test"]["total"] == len(icons(source="tiny", designers="development").id_test)
+    assert [label for label in anchored if anchored[label]] == LEARNED
+
+
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="'icons-clip-resnet'"):
         pretrain("icons-clip-mlp", tmp_path / "m.safetensors")
@@ -148,3 +169,40 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert cli.main(["pretrain", *arguments]) != 0
         assert words in capsys.readouterr().err
+
+
+# --- the weights that ship
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_anchor_their_head_and_fit_their_card(name: str) -> None:
+    found = load(name)
+    constraint = tpgm.TPGM(found.model, anchor=found.anchor)
+    assert set(constraint.radii) == {n for n, _ in found.model.named_parameters()}
+    assert found.model(torch.zeros(2, 3, 32, 32)).shape == (2, 76)
+    assert len(found.class_names or ()) == 76
+    assert found.preparation.size == 32
+    path = Path(models.__file__).parent / "weights" / f"{name}.safetensors"
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert path.stat().st_size == card["weights"]["bytes"] <= 10_000_000
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == card["weights"]["sha256"]
+    assert card["data"]["sha256"] == published()["named"]
+    assert card["recipe"] == json.loads(json.dumps(asdict(RECIPES[name]))), "the recipe in the code made these weights"
+    assert found.model.head.weight.norm(dim=1) == pytest.approx(card["logit_scale"], rel=1e-3)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_have_the_accuracy_on_their_card(name: str) -> None:
+    try:
+        data = icons(designers="development", progress=False)
+    except RuntimeError as error:
+        pytest.skip(f"the icons are not in the cache and npm cannot fetch them: {error}")
+    path = Path(models.__file__).parent / "weights" / f"{name}.json"
+    card = json.loads(path.read_text(encoding="utf-8"))["zero_shot_accuracy_on_development_designers"]["duotone"]
+    test = data.ood_tests["duotone"]
+    assert isinstance(test, ImageArray)
+    found = accuracy(load(name).model, test, 32, torch.device("cpu"))
+    # another processor may round one close decision differently
+    assert found.total == card["total"]
+    assert abs(found.correct - card["correct"]) <= 1

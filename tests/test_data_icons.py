@@ -36,6 +36,7 @@ from tpgm.book.icon_tables import licence_table
 from tpgm.book.notebook import markdown
 
 icons_module = sys.modules["tpgm.book.icon_benchmark.icons"]
+named_module = sys.modules["tpgm.book.icon_benchmark.named"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -356,10 +357,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tarball = tiny.package(tmp_path)
     monkeypatch.setitem(concepts()["source"], "integrity", integrity(tarball))  # type: ignore[index]
     expected = {s: icon_collection(s, source="tiny").checksum for s in ("downstream", "upstream")}
-    monkeypatch.setattr(icons_module, "published", lambda: {"resvg-py": "0.5.0", **expected})
+    expected |= {"named": named_icons(source="tiny").checksum}
+    for module in (icons_module, named_module):
+        monkeypatch.setattr(module, "published", lambda: {"resvg-py": "0.5.0", **expected})
+    monkeypatch.setitem(concepts(), "zero_shot_designers", tiny.ZERO_SHOT_DESIGNERS)  # type: ignore[index]
     monkeypatch.setattr(icons_module, "designer_splits", lambda: tiny.DESIGNER_SPLITS)
     monkeypatch.setattr(icons_module, "npm_pack", lambda *_: pytest.fail("must not be fetched"))
     icons_module._load.cache_clear()
+    named_module._load.cache_clear()
     return tarball
 
 
@@ -488,6 +493,18 @@ def test_npm_of_the_python_package_stands_in(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(cache.shutil, "which", lambda _: None)
     done = cache.npm()(["--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert re.fullmatch(r"\d+\.\d+\.\d+\s*", done.stdout)
+
+
+def test_named_icons_are_built_once_and_a_broken_file_is_named(package: Path, tmp_path: Path) -> None:
+    first = named_icons(source=package, progress=False)
+    assert torch.equal(first.images, named_icons(source="tiny").images)
+    assert first.names == named_icons(source="tiny").names
+    named_module._load.cache_clear()
+    assert torch.equal(named_icons(progress=False).images, first.images), "from the cache: nothing is fetched"
+    (path,) = (tmp_path / "cache" / "icons").glob("named-*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"named-.*cannot be read: its checksum is wrong.* delete it"):
+        named_icons(progress=False)
 
 
 def test_the_renderer_is_pinned_where_the_checksum_says() -> None:

@@ -18,12 +18,6 @@ from tpgm.book.linear.inner import norms_by_layer, solve_inner, solve_inner_plai
 from tpgm.book.linear.problem import fine_tune
 from tpgm.book.plots import draw_bilevel as plots
 
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 CHECKS: dict[str, tuple[Callable[..., list[Check]], int]] = {
     "inner problem": (verify.inner_problem, 1000),
     "training value": (verify.training_value, 1000),

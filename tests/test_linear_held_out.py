@@ -1,16 +1,13 @@
-"""Chapters 4 and 4b: every statement holds, every check catches a mutation, and the solvers agree with plain ones."""
+"""Chapters 4 and 4b: statements hold, solvers agree with plain ones; `test_mutants.py` sees each check fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tests.mutants import Mutant
-from tests.mutants_04 import MUTANTS
 from tpgm.book.linear import verify_held_out as verify
 from tpgm.book.linear.checks import Check
 from tpgm.book.linear.held_out import (
@@ -30,11 +27,6 @@ from tpgm.book.linear.simulation import layer_delta, style_shift
 from tpgm.book.plots import draw_held_out as plots
 
 DRAWS, PROBLEMS = 100_000, 1_000
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 STATEMENTS: dict[str, tuple[Callable[..., list[Check]], int]] = {
@@ -60,22 +52,6 @@ def test_statement_holds(name: str, rng: np.random.Generator) -> None:
         check.require()
         needed = {"identity": 1, "expectation": DRAWS, "inequality": PROBLEMS}[check.kind]
         assert check.trials >= needed, check.name
-
-
-@cache
-def caught(mutant: Mutant) -> list[str]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return mutant.caught_by(monkeypatch)
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.statement}: {mutant.change}")
-def test_mutant_is_caught(mutant: Mutant) -> None:
-    assert caught(mutant), "the mutation survives"
-
-
-def test_every_check_catches_a_mutation(rng: np.random.Generator) -> None:
-    shown = {check.name for function, _ in STATEMENTS.values() for check in function(50, rng)}
-    assert shown - {name for mutant in MUTANTS for name in caught(mutant)} == set()
 
 
 def test_box_minimisers_are_those_of_the_plain_enumeration(rng: np.random.Generator) -> None:

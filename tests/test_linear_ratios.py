@@ -43,11 +43,6 @@ from tpgm.book.plots import draw_ratios as plots
 DRAWS, PROBLEMS = 10_000, 1_000
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 STATEMENTS: dict[str, tuple[Callable[..., list[Check]], int]] = {
     "gradient descent": (verify.gradient_descent, 40),
     "1: radii are a QP": (verify.radii_are_a_qp, PROBLEMS),

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 import tpgm
-from benchmarks.damage import changes
 from tests.small import small_start
 from tests.trees import moco_layout, spread
 from tpgm.book.zero_shot import prompts, spoken
@@ -173,6 +172,20 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def changes(whole: bytes, header: int, count: int, draw: random.Random) -> Iterator[bytes]:
+    """`count` contents that differ in one bit, beginning with the last; a third as many cut short; one with more.
+
+    Half of the bits lie in the file's header, the others in its tensors.
+    """
+    yield whole[:-1] + bytes([whole[-1] ^ 128])
+    for number in range(count - 1):
+        at = draw.randrange(header) if number % 2 else draw.randrange(header, len(whole))
+        yield whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :]
+    for _ in range(count // 3):
+        yield whole[: draw.randrange(len(whole))]
+    yield whole + b"\0"
 
 
 @pytest.mark.parametrize("given", [None, TINY])

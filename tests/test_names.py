@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from tpgm import TPGM, interpolate
+from tpgm import TPGM, interpolate, model_stock
 from tpgm.methods.base import Context, anchor_groups
+from tpgm.methods.lines import LiNeS
+from tpgm.methods.one_ratio import Losses, OneRatio
 from tpgm.methods.partial import Partial
-from tpgm.names import chosen, default_groups, require_match
+from tpgm.names import chosen, default_groups, names_left, require_match
 
 
 def grouped(names: list[str]) -> dict[str, int]:
@@ -113,3 +116,35 @@ def test_without_such_a_module_brackets_are_a_choice_of_characters(pattern: str)
     assert "enc0.1.weight" not in constraint.radii
     with pytest.raises(ValueError, match=r"'enc\[5\]\.\*' matches no parameter"):
         TPGM(model, exclude=["enc[5].*"])
+
+
+class Tied(nn.Sequential):
+    """The head shares the first weight; the layer between is in a wrapper of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 3, bias=False), nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+        self[2].weight = self[0].weight
+        self[1] = nn.ModuleDict({"_orig_mod": self[1]})
+
+
+def test_what_is_tied_to_an_excluded_head_is_left_out_at_every_door() -> None:
+    anchor = Tied()
+    models = [copy.deepcopy(anchor) for _ in range(2)]
+    with torch.no_grad():
+        for p in (p for model in models for p in model.parameters()):
+            p.add_(torch.randn_like(p))
+    net, free = models[0], ["1.weight", "1.bias"]
+    assert names_left(net, ["2.*"]) == list(TPGM(net, exclude=["2.*"]).radii) == free
+    mixed, ratios = model_stock(models, anchor, exclude=["2.*"])
+    assert list(ratios) == free
+    torch.testing.assert_close(mixed[0].weight, (models[0][0].weight + models[1][0].weight) / 2)
+    none: Any = None
+    start = {name.replace("_orig_mod.", ""): p for name, p in anchor.named_parameters()}
+    context = Context(net, start, ("2.*",), frozenset(), none, none, none, none)
+    context.learner = Losses(chosen=0.5)
+    assert OneRatio().learned(context) == (dict.fromkeys(free, 0.5), {})
+    back = LiNeS(shallow=0.0, deep=0.0).finish(context)
+    assert torch.equal(back.get_parameter("1._orig_mod.weight"), anchor.get_parameter("1._orig_mod.weight"))
+    assert torch.equal(back[0].weight, net[0].weight)
+    groups = anchor_groups(context, {"0.weight": net[0].weight})
+    assert [len(group["params"]) for group in groups] == [0, 1]

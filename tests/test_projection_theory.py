@@ -27,11 +27,6 @@ from tpgm.projection import Norm
 PROBLEMS = 1000
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 # --- norms
 
 

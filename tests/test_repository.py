@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 
 import tpgm
+from tests.test_inference import finished_run, painted
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -238,6 +239,10 @@ def test_code_of_the_page_use_it_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(readers_own["model"].state_dict(), "pretrained.pt")
+    finished_run(Path("runs/mine"))
+    for number, colour in enumerate(("blue", "green", "red")):
+        painted(Path("drawings") / colour / "0.png", colour)
+        painted(Path("photos/new") / f"{number}.png", colour)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         names = run("book/use_it.md", readers_own)
@@ -246,6 +251,8 @@ def test_code_of_the_page_use_it_runs(
     assert "body.weight" in capsys.readouterr().out
     assert not torch.equal(names["halfway"].body.weight, names["model"].body.weight)
     assert "head.weight" not in names["constraint"].radii
+    assert len(names["answers"]) == names["found"].accuracy.total == 3
+    assert Path("worst.png").is_file()
 
 
 @pytest.mark.parametrize("script", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py")))

@@ -80,8 +80,10 @@ def test_only_a_projection_at_the_end_holds_for_the_weights_that_are_evaluated(e
         constraint.project_()
     distance = float(row_norms(model.weight.detach() - constraint.anchor["weight"], "l2"))
     radius = constraint.radii["weight"]
-    assert (distance > 1.5 * radius) == every_step
-    assert every_step or distance <= radius * (1 + 1e-6)
+    if every_step:  # the page's numbers
+        assert (distance, radius) == (pytest.approx(4.2, abs=0.05), pytest.approx(0.46, abs=0.005))
+    else:
+        assert distance <= radius * (1 + 1e-6)
 
 
 def test_it_is_told_apart_inside_the_wrappers_of_hosts_too() -> None:

@@ -572,6 +572,11 @@ def test_other_files_of_the_same_labels_are_other_data(tmp_path: Path) -> None:
     assert len({before, content_of_data(second), content_of_data(third)}) == 3
     (tmp_path / "a/1.png").write_bytes(b"longer than before")
     assert content_of_data(first) != before
+    as_text = ImageFiles([str(path) for path in first.paths], [0], list)
+    assert content_of_data(as_text) == content_of_data(first)
+    someone_elses = OneByOne(small_data(9).train)
+    someone_elses.paths = ["no file"]
+    assert content_of_data(someone_elses) == content_of_data(OneByOne(small_data(9).train))
 
 
 def test_an_anchored_head_leaves_other_exclusions_as_they_are() -> None:

@@ -203,12 +203,11 @@ def data_of(train: int, val: int) -> tpgm.data.DataSplits:
         ("vanilla", {"batchnorm": "train"}),
         ("vanilla", {"batchnorm": "train", "patience": 2}),
         ("tpgm-end", {"buffers": "reestimate", "val_batch_size": 8, "updates": 5}),
-        ("tpgm-every-step", {"buffers": "reestimate", "val_batch_size": 8}),
+        ("tpgm", {"buffers": "reestimate", "val_batch_size": 8}),
         ("wise-ft", {"buffers": "reestimate", "batchnorm": "train"}),
     ],
 )
 def test_a_last_batch_of_one_image_does_not_stop_a_run(method: str, settings: dict[str, Any]) -> None:
-    method = method if method in tpgm.methods.METHODS else "tpgm"
     result = tpgm.finetune(pooled(), data_of(17, 9), method, epochs=2, batch_size=8, progress=False, **settings)
     assert len(result.history) == 2
     assert all(t.isfinite().all() for t in result.model.state_dict().values())

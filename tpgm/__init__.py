@@ -6,20 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tpgm.averaging import model_stock, soup
     from tpgm.constraint import TPGM
+    from tpgm.inference import evaluate, predict
     from tpgm.interpolation import interpolate
     from tpgm.projection import project
     from tpgm.reporting import report
     from tpgm.training import finetune
 
-__all__ = ["TPGM", "finetune", "interpolate", "model_stock", "project", "report", "soup"]
+__all__ = ["TPGM", "evaluate", "finetune", "interpolate", "model_stock", "predict", "project", "report", "soup"]
 __version__ = "0.1.0"
 
 # imported when first asked for: the command line's help should not wait for torch, nor a constraint for accelerate
 _HOME = {
     "TPGM": "tpgm.constraint",
+    "evaluate": "tpgm.inference",
     "finetune": "tpgm.training.loop",
     "interpolate": "tpgm.interpolation",
     "model_stock": "tpgm.averaging",
+    "predict": "tpgm.inference",
     "project": "tpgm.projection",
     "report": "tpgm.reporting",
     "soup": "tpgm.averaging",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tpgm import check
 from tpgm.anchor import Model, anchor_tensors, copy_of, match_anchor, refuse_shared
 from tpgm.interpolation import interpolate
-from tpgm.names import aliases, canonical, matches, require_match, unwrap
+from tpgm.names import aliases, names_left, require_match, unwrap
 
 
 @check.keywords
@@ -68,7 +68,7 @@ def model_stock(
     mixed = soup(models)
     known = [*aliases(mixed), *anchor_tensors(anchor, mixed)]
     exclude = [require_match(pattern, known, "exclude") for pattern in check.sequence("exclude", exclude)]
-    names = [n for n in (canonical(n) for n, _ in unwrap(mixed).named_parameters()) if not matches(n, exclude)]
+    names = names_left(mixed, exclude)
     start = match_anchor(mixed, anchor, names, exclude)
     for model in models:  # the soup is a copy, of which the anchor cannot be a part
         refuse_shared(model, start)

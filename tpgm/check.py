@@ -13,7 +13,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -172,16 +172,20 @@ def finite(tensors: Mapping[str, Tensor], cure: str) -> None:
 # --- calls
 
 
+def known_keywords(called: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for the first keyword that `called` does not take, with those that come close."""
+    if unknown := [name for name in given if name not in known]:
+        near = hint(unknown[0], known)
+        raise TypeError(f"{called} has no argument {unknown[0]!r}; {near}It takes {', '.join(known)}")
+
+
 def keywords(called: Callable[P, R]) -> Callable[P, R]:
     """Decorator: an unknown keyword is answered with those that come close."""
-    known = list(inspect.signature(called).parameters)
+    known = [name for name in inspect.signature(called).parameters if name != "self"]
 
     @functools.wraps(called)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if unknown := [name for name in kwargs if name not in known]:
-            what = called.__qualname__.removesuffix(".__init__")
-            takes = ", ".join(name for name in known if name != "self")
-            raise TypeError(f"{what} has no argument {unknown[0]!r}; {hint(unknown[0], known)}It takes {takes}")
+        known_keywords(called.__qualname__.removesuffix(".__init__"), kwargs, known)
         return called(*args, **kwargs)
 
     return call

@@ -128,6 +128,35 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
 
+    using = _Parser(add_help=False)
+    using.add_argument("model", type=filled, help="a run's folder, a model's file, or a name tpgm.models.load knows")
+    using.add_argument("--batch-size", type=number(1, whole=True), default=64)
+    using.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    using.add_argument("--skip-broken", action="store_true", help="leave out, and count, images that cannot be read")
+    using.add_argument("--quiet", action="store_true", help="no progress bars")
+    predict = commands.add_parser(
+        "predict",
+        parents=[debug, using],
+        help="the most probable classes of images, as CSV or JSON",
+        epilog="Example: tpgm predict runs/mine photos/new --top 3 --out answers.csv",
+    )
+    predict.add_argument("images", nargs="+", type=path, help="image files, or folders of them")
+    predict.add_argument("--top", type=number(1, whole=True), default=1, help="classes an image (default: 1)")
+    predict.add_argument("--out", type=path, help="a .csv or .json file (default: CSV on standard output)")
+    predict.set_defaults(run=_predict)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        parents=[debug, using],
+        help="test a model on folders of classes without training",
+        epilog="Example: tpgm evaluate runs/mine photos/test sketches=drawings/ --out runs/mine/evaluation",
+    )
+    evaluate.add_argument("folders", nargs="+", type=filled, metavar="FOLDER", help="FOLDER or NAME=FOLDER")
+    evaluate.add_argument(
+        "--out", type=path, help="folder for counts, scores of classes, confusion and the worst answers as figures"
+    )
+    evaluate.set_defaults(run=_evaluate)
+
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
     methods.set_defaults(run=_methods)
@@ -183,6 +212,63 @@ def _data(args: argparse.Namespace) -> DataSplits:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
     return data.image_folder(Path(args.data), ood=folders, transform=data.resize_and_crop(args.size or 224))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    import csv
+    import io
+    import json
+
+    from tpgm.files import require_writable, write_aside
+    from tpgm.inference import predict
+
+    if args.out is not None:
+        if args.out.suffix not in (".csv", ".json"):
+            raise ValueError(f"--out must end in .csv or .json, got {args.out}")
+        require_writable(args.out)
+    found = predict(args.model, args.images, top=args.top, **_using(args))
+    if args.out is not None and args.out.suffix == ".json":
+        rows = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in found]
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    else:
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        ranks = range(1, 1 + max(len(best) for _, best in found))
+        writer.writerow(["file", *(column for n in ranks for column in (f"class_{n}", f"probability_{n}"))])
+        writer.writerows([file, *(cell for c, p in best for cell in (c, f"{p:.6f}"))] for file, best in found)
+        text = table.getvalue()
+    if args.out is None:
+        print(text, end="")
+        return
+    with write_aside(args.out) as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(f"{len(found)} images: {args.out}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from tpgm.files import require_writable
+    from tpgm.inference import evaluate, opened, summary, write
+
+    named = [text if "=" in text else f"{Path(text).name or text}={text}" for text in args.folders]
+    folders = pairs(named, "FOLDER")
+    for folder in folders.values():
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; it must hold a folder of images for each class")
+    if args.out is not None:
+        require_writable(args.out / "evaluation.json")
+    model, _ = opened(args.model)
+    found = {name: evaluate(model, path(folder), **_using(args)) for name, folder in folders.items()}
+    print(summary(found))
+    if args.out is not None:
+        write(args.out, found)
+        print(f"\ncounts, scores of classes and figures: {args.out}")
+
+
+def _using(args: argparse.Namespace) -> dict[str, Any]:
+    progress = not args.quiet
+    return {
+        "batch_size": args.batch_size, "device": args.device, "skip_broken": args.skip_broken, "progress": progress
+    }  # fmt: skip
 
 
 def _methods(args: argparse.Namespace) -> None:

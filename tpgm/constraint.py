@@ -49,7 +49,7 @@ from tpgm.buffers import (
     reestimate,
     state_kept,
 )
-from tpgm.names import aliases, canonical, default_groups, matches, require_match, unwrap
+from tpgm.names import aliases, default_groups, matches, names_left, require_match
 from tpgm.projection import NORMS, Norm, count_rows, row_ratios
 
 Unit = Literal["norm", "weight"]
@@ -151,17 +151,9 @@ class TPGM:
         parameters = aliases(model)
         given = {} if anchor == "zero" else anchor_tensors(model if anchor is None else anchor, model)
         exclude = tuple(require_match(pattern, [*parameters, *given], "exclude") for pattern in exclude)
-        excluded = {id(p) for name, p in parameters.items() if matches(name, exclude)}
-        self._params: dict[str, nn.Parameter] = {
-            canonical(name): p
-            for name, p in unwrap(model).named_parameters()
-            if p.requires_grad and p.numel() and id(p) not in excluded
-        }
-        self._frozen = {
-            canonical(name): p
-            for name, p in unwrap(model).named_parameters()
-            if not p.requires_grad and p.numel() and id(p) not in excluded
-        }
+        left = {name: parameters[name] for name in names_left(model, exclude) if parameters[name].numel()}
+        self._params = {name: p for name, p in left.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in left.items() if not p.requires_grad}
         # compiled or not, the wrapper whose processes must agree on the radii
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
         sharded = any(map(is_sharded, self._params.values()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tpgm import check
 from tpgm.anchor import Model, anchor_tensors, copy_of, match_anchor, refuse_shared
 from tpgm.buffers import Batches, Buffers, FollowingBuffers, reestimate
-from tpgm.names import aliases, canonical, matches, require_match, unwrap
+from tpgm.names import aliases, names_left, require_match
 
 
 @check.keywords
@@ -53,8 +53,7 @@ def interpolate(
     exclude = check.sequence("exclude", exclude)
     given = anchor_tensors(anchor, model)
     exclude = tuple(require_match(pattern, [*aliases(model), *given], "exclude") for pattern in exclude)
-    tied = {id(p) for name, p in aliases(model).items() if matches(name, exclude)}
-    names = [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in tied]
+    names = names_left(model, exclude)
     start = match_anchor(model, anchor, names, exclude)
     refuse_shared(model, start)
     if common is not None:

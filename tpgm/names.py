@@ -15,7 +15,6 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 _WRAPPER_SEGMENTS = ("_orig_mod", "_checkpoint_wrapped_module")
 NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
-
 # what can begin HTML, a link, an image, emphasis, code or a formula; between letters "_" and "&" begin nothing
 _SPECIAL = re.compile(r"[<>\\`*\[\]$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 
@@ -83,6 +82,13 @@ def chosen(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     names = list(names)
     patterns = [reading(pattern, names) for pattern in patterns]
     return {name for name in names if matches(name, patterns)}
+
+
+def names_left(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """The name of each parameter that no pattern fits under any of its names, as `reading` reads them."""
+    own = aliases(model)
+    fitted = {id(own[name]) for name in chosen(own, patterns)}
+    return [canonical(name) for name, p in unwrap(model).named_parameters() if id(p) not in fitted]
 
 
 def require_match(pattern: str, names: Iterable[str], argument: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.check import hint
 from tpgm.cli import filled, number, pairs, path
 from tpgm.files import require_writable
 
@@ -234,6 +233,7 @@ def _results(args: argparse.Namespace) -> None:
 
 def _pretrain(args: argparse.Namespace) -> None:
     from tpgm.book import contrastive, pretraining
+    from tpgm.check import hint
 
     known = {**pretraining.RECIPES, **contrastive.RECIPES}
     if args.recipe not in known:

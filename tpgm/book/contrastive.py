@@ -54,7 +54,7 @@ RECIPES = {
     "icons-clip-resnet": Contrastive(
         Architecture("icons-clip", {"backbone": "resnet10t", "channels": [48, 96, 192, 384]}), steps=1600, lr=2e-3
     ),
-    # LayerNorm in place of BatchNorm: no running statistics that a ratio could leave behind
+    # LayerNorm in place of BatchNorm: no running statistics for a ratio to leave behind; its weights do not ship yet
     "icons-clip-convnext": Contrastive(
         Architecture("icons-clip", {"backbone": "convnext_atto", "patch_size": 2}), steps=1600, lr=2e-3
     ),
@@ -73,11 +73,11 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train an image tower on icons and their names; leave ``out`` (a .safetensors file) and its card beside it.
 
-    The loss is CLIP's, symmetric between icons and names (Radford et al. 2021); equal names in a batch count as right.
-    Names are embedded once by a frozen sentence model, centred and scaled to norm 1. The head of the stored model is
-    the zero-shot classifier of the 76 downstream classes: the embeddings of each class's words, averaged, times the
-    logit scale. Arguments, resumption and errors as for ``tpgm.book.pretraining.pretrain``; the card has the zero-shot
-    accuracies on validation designers and on development designers, and none of a test designer.
+    The loss is CLIP's, symmetric between icons and names (Radford et al. 2021). Names are embedded once by a frozen
+    sentence model, centred and scaled to norm 1. The head of the stored model is the zero-shot classifier of the 76
+    downstream classes: the embeddings of each class's words, averaged, times the logit scale. Arguments, resumption and
+    errors as for ``tpgm.book.pretraining.pretrain``; the card has the zero-shot accuracies on validation designers and
+    on development designers, and none of a test designer.
     """
     path = Path(out)
     if path.exists():
@@ -150,12 +150,10 @@ class _Run:
         torch.manual_seed(derive(self.seed, "step", self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = plan.lr * warm_cosine(self.step, plan.steps, plan.warmup)
-        names = data.texts[index]
         x = augmented(data.images[index].to(self.device), SIZE).contiguous(memory_format=torch.channels_last)
         features = normalize(self.net.tower(x), dim=-1)
-        loss = contrastive_loss(
-            features, self.texts[names].to(self.device), names.to(self.device), self.log_scale.exp()
-        )
+        texts = self.texts[data.texts[index]].to(self.device)
+        loss = contrastive_loss(features, texts, self.log_scale.exp())
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower lr (now {plan.lr})")
         self.optimizer.zero_grad()
@@ -247,13 +245,11 @@ def texts_and_classes(names: tuple[str, ...], source: str | None) -> tuple[Tenso
     return found[: len(names)], normalize(torch.stack([of.mean(dim=0) for of in groups]), dim=-1), present
 
 
-def contrastive_loss(features: Tensor, texts: Tensor, names: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """CLIP's loss of B icons and B names: the mean of the cross-entropies of names given icons and icons given names.
 
-    features, texts: (B, D) of norm 1; names: (B,) int64, equal for equal names, which share a target's weight; scale:
-    of the cosines. Scalar.
+    features, texts: (B, D) of norm 1; scale: of the cosines. Scalar. Equal names have equal texts; a target that they
+    share would give the same loss.
     """
-    logits = scale * linear(features, texts)
-    same = (names[:, None] == names[None, :]).to(logits)
-    target = same / same.sum(dim=1, keepdim=True)
-    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    logits, own = scale * linear(features, texts), torch.arange(len(texts), device=texts.device)
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,36 @@ def same_classes(folder: Path, class_names: Sequence[str], left: Counter[str]) -
         listed = ", ".join(unknown[:10]) + (", …" if len(unknown) > 10 else "")
         raise ValueError(f"{folder} has classes that the ID training data do not have: {listed}; rename or remove them")
     return labelled_images(folder, class_names, left, present)
+
+
+def labelled_folder(folder: Path, class_names: Sequence[str]) -> Labelled:
+    """The images of a folder of class folders, which must be among `class_names`, and their labels; one warning counts
+    what is left out. Raises FileNotFoundError, and ValueError for a folder without classes or an unknown class."""
+    left = Counter[str]()
+    found = same_classes(folder, class_names, left)
+    warn_of(left, folder)
+    return found
+
+
+def images_in(places: Iterable[Path]) -> list[Path]:
+    """These files, and for a folder the images in it at any depth, by name; one warning for a folder counts the others.
+
+    Raises FileNotFoundError for a missing place, ValueError if there are no images.
+    """
+    found: list[Path] = []
+    for place in (places := list(places)):
+        if place.is_dir():
+            left = Counter[str]()
+            found += sorted(_images_below(place, left))
+            warn_of(left, place)
+        elif place.exists():
+            found.append(place)
+        else:
+            raise FileNotFoundError(f"{place}: no such file or folder; check the path")
+    if not found:
+        where = ", ".join(map(str, places)) or "nothing"
+        raise ValueError(f"no images in {where}: name image files ({', '.join(SUFFIXES)}) or folders with some")
+    return found
 
 
 def _require_three(labels: Sequence[int], class_names: Sequence[str], root: Path) -> None:

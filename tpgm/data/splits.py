@@ -71,14 +71,14 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str | Path],
         labels: Sequence[int],
         transform: Callable[[Any], Any],
         class_subset: Tensor | None = None,
     ) -> None:
         if len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label for each path")
-        self.paths, self.transform, self.class_subset = tuple(paths), transform, class_subset
+        self.paths, self.transform, self.class_subset = tuple(map(Path, paths)), transform, class_subset
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
     def __len__(self) -> int:

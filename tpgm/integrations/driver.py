@@ -60,10 +60,7 @@ class Driver:
     def __init__(self, every: int, updates: int, log: Log, settings: Mapping[str, Any]) -> None:
         every, updates = check.number("every", every, 1, whole=True), check.number("updates", updates, 1, whole=True)
         check.choice("log", log, get_args(Log))
-        known = list(inspect.signature(TPGM).parameters)
-        if unknown := [name for name in settings if name not in known]:
-            near = check.hint(unknown[0], known)
-            raise TypeError(f"TPGM has no argument {unknown[0]!r}; {near}It takes {', '.join(known)}")
+        check.known_keywords("TPGM", settings, list(inspect.signature(TPGM).parameters))
         self.every, self.updates, self.log, self.settings = every, updates, log, dict(settings)
         self.constraint: TPGM | None = None
         self.steps = self.updated = 0

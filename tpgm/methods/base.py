@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tpgm import check
 from tpgm.check import hint
-from tpgm.names import aliases, chosen
+from tpgm.names import aliases, names_left
 
 Settings = dict[str, Any]
 MOMENTUM = 0.9
@@ -228,9 +228,9 @@ def refuse_schedule_free(optimizer: Any) -> None:
 
 def anchor_groups(context: Context, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of ``tpgm.optim``: those with an anchor, and a new head without."""
-    excluded = chosen(aliases(context.net), context.exclude)
-    kept = [(name, p) for name, p in parameters.items() if name not in excluded]
-    new = [(name, p) for name, p in parameters.items() if name in excluded]
+    left = set(names_left(context.net, context.exclude))
+    kept = [(name, p) for name, p in parameters.items() if name in left]
+    new = [(name, p) for name, p in parameters.items() if name not in left]
     groups: list[dict[str, Any]] = [{"params": kept, "anchor": context.anchor}]
     return [*groups, {"params": new, "anchor": False}] if new else groups
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tpgm.interpolation import interpolate
 from tpgm.methods.base import Context, Method, register, setting
-from tpgm.names import aliases, blocks, chosen, unwrap
+from tpgm.names import blocks, names_left
 
 
 @register
@@ -29,9 +29,7 @@ class LiNeS(Method):
     deep: float = setting(1.0, "ratio of the last block", high=1)
 
     def finish(self, context: Context) -> nn.Module:
-        excluded = chosen(aliases(context.net), context.exclude)
-        names = [name for name, _ in unwrap(context.net).named_parameters() if name not in excluded]
-        ratios = by_depth(names, self.shallow, self.deep)
+        ratios = by_depth(names_left(context.net, context.exclude), self.shallow, self.deep)
         return interpolate(context.net, context.anchor, ratios, exclude=context.exclude)
 
 

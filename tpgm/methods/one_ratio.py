@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from tpgm.buffers import Buffers
 from tpgm.interpolation import interpolate
 from tpgm.methods.base import Context, Method, Stage, other_default, register, setting
-from tpgm.names import aliases, chosen, unwrap
+from tpgm.names import names_left, unwrap
 
 RATIO = "ratio"  # the stage of its own
 Rule = Literal["best", "one-se"]
@@ -96,9 +96,7 @@ class OneRatio(Method):
     def learned(self, context: Context) -> tuple[dict[str, float], dict[str, float]]:
         if not isinstance(context.learner, Losses) or context.learner.chosen is None:
             return {}, {}
-        excluded = chosen(aliases(context.net), context.exclude)
-        names = [name for name, _ in unwrap(context.net).named_parameters() if name not in excluded]
-        return dict.fromkeys(names, context.learner.chosen), {}
+        return dict.fromkeys(names_left(context.net, context.exclude), context.learner.chosen), {}
 
     def _between(self, context: Context, alpha: float) -> nn.Module:
         return interpolate(

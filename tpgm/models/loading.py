@@ -33,7 +33,8 @@ def load(
     """A pre-trained model with its anchor and the names to exclude from projection.
 
     name: one that needs no network, "efficientnet-lite0" (ImageNet weights from a package of their own),
-    "icons-resnet" or "icons-vit" (64 pixels, pre-trained by this project on the upstream icons); "timm/…",
+    "icons-resnet" or "icons-vit" (64 pixels, pre-trained by this project on the upstream icons), "icons-clip-resnet"
+    (32 pixels, on icons and their names, with a zero-shot head for 76 classes); "timm/…",
     "torchvision/…", "open_clip/ARCHITECTURE/WEIGHTS", fetched when used first; or a file: what `save` wrote, or a
     checkpoint (.safetensors, or .pth, whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`; a
     CLIP with both towers goes into "open_clip/ARCHITECTURE".

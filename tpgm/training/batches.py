@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tpgm.data import ImageFiles
+
 
 def derive(seed: int, *what: str | int) -> int:
     """A seed for one purpose, the same on every machine."""
@@ -19,11 +21,12 @@ def derive(seed: int, *what: str | int) -> int:
 
 
 def content(data: Any) -> str:
-    """What tells other data of the same labels: their numbers, or names and sizes of their files; else nothing."""
+    """What tells other data of the same labels: their numbers, or of `ImageFiles` names and sizes; else nothing."""
     held = getattr(data, "images", getattr(data, "tokens", None))
     if isinstance(held, Tensor):
         return content_of([held])
-    files = [(*path.parts[-2:], path.stat().st_size) for path in getattr(data, "paths", ())]
+    paths = data.paths if isinstance(data, ImageFiles) else ()
+    files = [(*path.parts[-2:], path.stat().st_size) for path in paths]
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 

@@ -68,7 +68,7 @@ def finetune(
     holds a finished run, RuntimeError if another run is using it, OSError if it cannot be written, FloatingPointError
     if the loss is not finite, KeyboardInterrupt after saving on Ctrl-C or SIGTERM.
     """
-    chosen = make(method, settings)
+    made = make(method, settings)
     folder = None if out is None else check.path("out", out)
     of = "a name or file for tpgm.models.load, or the Pretrained it returned (which takes your module as architecture)"
     check.instance("model", model, models.Pretrained | str | Path, of)
@@ -83,17 +83,17 @@ def finetune(
     if folder is not None and (folder / "result.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another folder or delete it")
     with ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerator(chosen.precision))
+        accelerator = stack.enter_context(_accelerator(made.precision))
         if folder is not None and accelerator.is_main_process:
             stack.enter_context(own_folder(folder))
         # the caller's random numbers stay
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        torch.manual_seed(derive(chosen.seed, "head"))
+        torch.manual_seed(derive(made.seed, "head"))
         if isinstance(model, models.Pretrained):
             start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
         else:
             start = models.load(model, num_classes=len(data.class_names), size=size)
-        run = _Run(accelerator, start, data, chosen, folder, progress, checkpoint_seconds)
+        run = _Run(accelerator, start, data, made, folder, progress, checkpoint_seconds)
         run.train(shared, kept=folder is not None)
         result = run.finish()
         if folder is not None and accelerator.is_main_process:
@@ -327,8 +327,8 @@ class _Run:
     def batch(self, part: str, size: int, number: int) -> tuple[Tensor, Tensor]:
         """What `Context.batch` promises."""
         data = {"val": self.data.val, "train": self.data.train}[part]
-        chosen = index_batches(len(data), size, derive(self.method.seed, "val"), number, self.least)
-        images, labels = next(read(data, [next(self.mine(chosen))], 0))
+        batches = index_batches(len(data), size, derive(self.method.seed, "val"), number, self.least)
+        images, labels = next(read(data, [next(self.mine(batches))], 0))
         return self.input(images), labels.to(self.device)
 
     def inputs(self) -> Iterator[Tensor]:

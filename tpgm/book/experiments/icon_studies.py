@@ -160,7 +160,7 @@ def zero_shot(model: str, designers: str, seeds: tuple[int, ...]) -> Study:
 
 ZERO_SHOT_STUDIES: dict[str, Study] = {
     study.name: study
-    for model in ("icons-clip-resnet", "icons-clip-convnext")
+    for model in ("icons-clip-resnet",)
     for study in (zero_shot(model, "development", (100, 101, 102)), zero_shot(model, "zero-shot", tuple(range(10))))
 }
 

@@ -236,13 +236,18 @@ def _load(path: Path, subset: Subset) -> IconCollection:
         data = _collection(arrays)
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise OSError(f"{path} cannot be read ({error}); delete it and it is built again") from error
-    if data.checksum != published()[subset]:
-        warnings.warn(
-            f"the {subset} icons built on this machine have the checksum {data.checksum}, published is "
-            f"{published()[subset]}: results may differ slightly from those of the book",
-            stacklevel=3,
-        )
+    warn_of_others(subset, data.checksum)
     return data
+
+
+def warn_of_others(subset: str, found: str) -> None:
+    """Warn if the arrays of a subset have another checksum than the published one."""
+    if found != published()[subset]:
+        warnings.warn(
+            f"the {subset} icons built on this machine have the checksum {found}, published is "
+            f"{published()[subset]}: results may differ slightly from those of the book",
+            stacklevel=4,
+        )
 
 
 @lru_cache(maxsize=2)

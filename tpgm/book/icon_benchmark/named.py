@@ -18,7 +18,7 @@ from tpgm.book.icon_benchmark import tiny
 from tpgm.book.icon_benchmark.cache import build_once, cache_dir, require
 from tpgm.book.icon_benchmark.designers import designer
 from tpgm.book.icon_benchmark.iconify import concepts, read_package
-from tpgm.book.icon_benchmark.icons import checksum, icon_collection, package_file, published
+from tpgm.book.icon_benchmark.icons import checksum, icon_collection, package_file, published, warn_of_others
 from tpgm.book.icon_benchmark.render import blocks, draw, on_white
 
 _CHUNK = 512  # icons drawn before the next are
@@ -49,6 +49,8 @@ def named_icons(*, source: str | Path | None = None, progress: bool = True) -> N
     if source == "tiny":
         return _tiny()
     target = cache_dir() / "icons" / f"named-{published()['named'][:16]}.npz"
+    if not target.exists():
+        icon_collection("downstream", source=source, progress=progress)  # it is needed inside, where the lock is held
     build_once(target, lambda folder: _build_file(folder, source, progress))
     return _load(target)
 
@@ -64,9 +66,11 @@ def _build_file(folder: Path, source: str | Path | None, progress: bool) -> Path
 def _load(path: Path) -> NamedIcons:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return _named(dict(file))
+            data = _named(dict(file))
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise OSError(f"{path} cannot be read ({error}); delete it and it is built again") from error
+    warn_of_others("named", data.checksum)
+    return data
 
 
 @lru_cache(maxsize=1)

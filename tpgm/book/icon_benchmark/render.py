@@ -106,7 +106,8 @@ def blocks(images: np.ndarray, side: int) -> np.ndarray:
     """(N, C, H, W) integers -> (N, C, H / side, W / side) uint16: sums over squares of `side` pixels."""
     count, channels, height, width = images.shape
     parts = images.reshape(count, channels, height // side, side, width // side, side)
-    return parts.sum((3, 5), dtype=np.uint16)
+    sums: np.ndarray = parts.sum((3, 5), dtype=np.uint16)
+    return sums
 
 
 def first_of_each(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:

@@ -208,7 +208,8 @@ def one_standard_error(
         r, z = y - x @ problem.anchor, np.add.reduceat(x * delta, starts, axis=1)
         squares = np.add.reduceat(delta**2, starts)
         h, b = z.T @ z / m, z.T @ r / m
-        path = box_minimisers(h + strengths[:, None, None] * np.diag(squares), np.broadcast_to(b, (121, len(b))))
+        pulled = h + strengths[:, None, None] * np.diag(squares)
+        path = box_minimisers(pulled, np.broadcast_to(b, (len(strengths), len(b))))
         losses = (r[:, None] - z @ path.T) ** 2
         rise = losses - losses[:, :1]
         spread = (rise if paired else losses[:, :1]).std(axis=0, ddof=1) / np.sqrt(m)

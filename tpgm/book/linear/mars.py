@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from tpgm.book.linear.problem import Array, layer_slices
 
-Scale = Callable[[Array, Array], Array]
-
 
 def rows_of(shapes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], Array]:
     """Sizes of all rows of layers with these (rows, columns), and the layer (rows,) that each belongs to."""
