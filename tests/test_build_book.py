@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,12 @@ def test_failures_are_named_and_good_chapters_kept(small: Path) -> None:
     assert third.returncode == 0, third.stderr
     assert "up to date" not in third.stdout.split("Running Jupyter-Book")[0]
     assert ">42\n<" in (small / "_build" / "html" / "notebooks" / "good.html").read_text()
+
+
+def test_a_formula_keeps_its_bracket_and_its_comma() -> None:
+    space = runpy.run_path(str(ROOT / "book" / "_ext" / "accessible.py"))
+    formula = r'<span class="math notranslate nohighlight">\(f(x)\)</span>'
+    page = f"<p>If ({formula}, then {formula} or {formula}) <b>{formula}</b>.</p>"
+    kept = '<span class="unbroken">'
+    expected = f"<p>If {kept}({formula},</span> then {formula} or {kept}{formula})</span> <b>{formula}</b>.</p>"
+    assert space["unbroken"](page) == expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tpgm.book.linear import verify_ratios as verify
-from tpgm.book.linear.checks import Check, expectation
+from tpgm.book.linear.checks import Check, expectation, table
 from tpgm.book.linear.problem import LinearProblem, displacement_matrix, fine_tune
 from tpgm.book.linear.ratios import (
     common_ratio,
@@ -286,3 +286,13 @@ def test_matplotlib_figures_are_drawn_once_and_closed(rng: np.random.Generator) 
         assert all(ax.get_xlabel() for ax in figure.axes)
         figure.draw_without_rendering()
     assert not plt.get_fignums()
+
+
+def test_a_table_of_checks_typesets_their_names() -> None:
+    names = {
+        "‖Δ‖²_Σ' ≥ e^(−m/2), α⋆_l": "‖Δ‖²<sub>Σ′</sub> ≥ e<sup>−m/2</sup>, α⋆<sub>l</sub>",
+        "‖Πw − Πw'‖_∞, R'(1)": "‖Πw − Πw′‖<sub>∞</sub>, R′(1)",
+        "the solver's minimum (rows' balls)": "the solver's minimum (rows' balls)",
+    }
+    lines = table([Check(name, "identity", 0.0, 1, 1.0) for name in names]).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {shown}" for shown in names.values()]

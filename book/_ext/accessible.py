@@ -1,4 +1,4 @@
-"""Sphinx extension: two pieces of docutils' HTML in forms that screen readers, and axe, understand."""
+"""Sphinx extension: docutils' HTML in forms that screen readers and axe understand, formulas kept to their comma."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from sphinx.application import Sphinx
 
 # a long signature's parameters, one a line, come as a definition list without a term
 _SIGNATURE = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]\b).)*</dd>\s*)+)</dl>", re.DOTALL)
+
+# a formula in a line with the bracket before it and the punctuation after it
+_FORMULA = re.compile(r'[(\[“‘]*<span class="math notranslate nohighlight">\\\(.*?\\\)</span>[.,;:!?)\]’”]*', re.DOTALL)
 
 
 def _lines(found: re.Match[str]) -> str:
@@ -21,9 +24,19 @@ def accessible(html: str) -> str:
     return _SIGNATURE.sub(_lines, html).replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def _unbroken(found: re.Match[str]) -> str:
+    whole = found[0]
+    return whole if whole.startswith("<") and whole.endswith(">") else f'<span class="unbroken">{whole}</span>'
+
+
+def unbroken(html: str) -> str:
+    """The page with no line that begins with the comma after a formula or ends with the bracket before one."""
+    return _FORMULA.sub(_unbroken, html)
+
+
 def _change(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
-        context["body"] = accessible(context["body"])
+        context["body"] = unbroken(accessible(context["body"]))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -161,4 +161,4 @@ def accuracy_table(results: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 def interval(values: np.ndarray) -> str:
     """Mean and 95 % t-interval of values over seeds, (seeds,), in words."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.1f} ± {half:.1f}"
+    return f"{values.mean():.1f} ± {half:.1f}".replace("-", "−")

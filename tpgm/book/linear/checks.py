@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,13 +77,19 @@ def inequality(name: str, slack: ArrayLike, *, rounding: float = 1e-12) -> Check
     return Check(name, "inequality", float(np.sum(~(slack >= -rounding))), slack.size, 0.0)
 
 
+def _typeset(name: str) -> str:
+    """A check's name for a page: primes, subscripts and powers as such, where the plain text has ', _ and ^."""
+    name = re.sub(r"(?<=[RfuwΣ])'(?![a-zA-Z])", "′", name)
+    name = re.sub(r"_([\w∞]+′?)", r"<sub>\1</sub>", name)
+    return re.sub(r"\^\(([^()]+)\)", r"<sup>\1</sup>", name)
+
+
 def table(checks: Sequence[Check]) -> str:
     """The checks as a Markdown table, for a notebook to display."""
     rows = ["| check | measure | value | allowed | trials | |", "|---|---|---:|---:|---:|---|"]
     for check in checks:
         mark = "holds" if check.passed else "**FAILS**"
         value = f"{check.value:.0f}" if check.kind == "inequality" else f"{check.value:.2g}"
-        rows.append(
-            f"| {check.name} | {_MEASURE[check.kind]} | {value} | {check.tolerance:.2g} | {check.trials:,} | {mark} |"
-        )
+        cells = (_typeset(check.name), _MEASURE[check.kind], value, f"{check.tolerance:.2g}", f"{check.trials:,}", mark)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

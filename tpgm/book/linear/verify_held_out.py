@@ -360,7 +360,7 @@ def ood_change_along_the_path(
     return [
         inequality("OOD change = −√p·slope, up to Cp", first, rounding=RELATIVE),
         inequality("root of the OOD excess moves by √(χp) at most", bounded, rounding=1e-7),
-        inequality("block-diagonal: loss ≤ √p·√(Σ (fall'_l)²/fall_l)", lost, rounding=RELATIVE),
+        inequality("block-diagonal: loss ≤ √p·√(Σ (f'_l)²/f_l)", lost, rounding=RELATIVE),
     ]
 
 

@@ -128,11 +128,11 @@ def alignments(draws: int, rng: np.random.Generator) -> Figure:
                 )
                 metric = np.diag(spectrum.astype(float))
                 stated.append(alignment_variance(metric) ** 0.5)
-                seen.append(alignment(rng.standard_normal((draws, width)), metric, (int(width),)).std())
+                seen.append(alignment(rng.standard_normal((10 * draws, width)), metric, (int(width),)).std())
             axes[1].plot(widths, stated, color=color)
             axes[1].plot(widths, seen, marker, color=color, label=name)
         axes[1].set(
-            xscale="log", xlabel="weights in the layer", ylabel="sd of $κ_l$", title="random directions", ylim=(0, 1.6)
+            xscale="log", xlabel="weights in the layer", ylabel="sd of $κ_l$", title="random directions", ylim=(0, 1.7)
         )
         axes[1].set_xticks(widths[::2], [str(w) for w in widths[::2]])
         axes[1].set_xticks([], minor=True)
@@ -177,7 +177,7 @@ def price_and_gain(cases: Mapping[str, tuple[LinearProblem, Array]]) -> Figure:
             xlim=(1e-6, 0.15),
             ylim=(1e-5, 2),
         )
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         plt.close(fig)
     return fig
 
@@ -231,7 +231,7 @@ def cosines(draws: int, rng: np.random.Generator) -> Figure:
             inner, square = expected_moments(grid, size, total=total, d=d, n=n, noise=noise)
             common = expected_common(grid, size, total=total, d=d, n=n, shared_inputs=shared)
             ax.plot(grid, np.clip(inner / square, 0, 1), color=TPGM_COLOR, label="best ratio $ρ_l$")
-            ax.plot(grid, common / square, color=CYCLE[4], linestyle="--", label="common part / square")
+            ax.plot(grid, common / square, color=CYCLE[4], linestyle="--", label="common part $C_l/V_l$")
             low, high = np.quantile(found, (0.1, 0.9), axis=0)
             mean = found.mean(axis=0)
             ax.errorbar(
@@ -239,7 +239,7 @@ def cosines(draws: int, rng: np.random.Generator) -> Figure:
                 label="cosine, 10–90 %",
             )  # fmt: skip
             ax.set(xscale="log", title=title, xlabel="$s_l$")
-        axes[0].set(ylabel="ratio or cosine", ylim=(-0.3, 1.05))
+        axes[0].set(ylabel="ratio or cosine", ylim=(-0.45, 1.05))
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         plt.close(fig)
     return fig

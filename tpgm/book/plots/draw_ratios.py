@@ -76,7 +76,7 @@ def shared_radius(rows: Sequence[int], problems: int, rng: np.random.Generator) 
         left.plot(where[found], shared_radius_risk(where[found], *example), "o", color=TPGM_COLOR, markersize=9)
         for norm in example[0]:
             left.axvline(norm, color=ANCHOR_COLOR, linestyle=":", linewidth=1.2)
-        left.text(1.03, 4.25, "γ = norm of row 1", color=ANCHOR_COLOR, fontsize=9)
+        left.text(1.05, 4.2, "γ = norm\nof row 1", color=ANCHOR_COLOR, fontsize=9)
         left.set(xlabel="radius γ of both rows", ylabel="cost", ylim=(2.5, 4.5), title="two rows, two minima")
         bars = right.bar([str(r) for r in rows], shares, color=TPGM_COLOR, width=0.6)
         right.bar_label(bars, fmt="%.0f %%")
@@ -277,7 +277,10 @@ def layer_optima(problem: LinearProblem, displacement: Array) -> Figure:
             ax.bar(
                 edges[l], ratio, weight[l], align="edge", color=TPGM_COLOR, alpha=0.55, edgecolor="white", linewidth=2
             )
-            ax.text(edges[l] + weight[l] / 2, ratio + 0.02, f"{ratio:.2f}", ha="center")
+            ax.text(
+                edges[l] + weight[l] / 2, ratio + 0.02, f"{ratio:.2f}", ha="center", zorder=3,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
         ax.set_xticks(edges[:-1] + weight / 2, [f"{l + 1}" for l in range(len(best))])
         ax.axhline(mean, color=ANCHOR_COLOR, linestyle="--", label=f"best common ratio {mean:.2f}")
         ax.set(xlabel="layer; width of the bar: $h_l$", ylabel="best ratio $α^⋆_l$", ylim=(0, 1.15))
