@@ -235,6 +235,26 @@ def test_the_zero_shot_studies_try_every_learning_rate_and_draw_other_data_on_ev
     assert tests.choice("wise-ft", tests.configs("wise-ft")[5]) == "alpha=0.4, lr=0.001"
 
 
+def test_holm_by_hand() -> None:
+    assert variants.holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+    assert variants.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_contrasts_are_paired_by_seed() -> None:
+    def variant(label: str, values: list[float]) -> variants.Variant:
+        rows = [{"config": {"seed": s}, "id": 0.5, "ood": v} for s, v in enumerate(values)]
+        return variants.Variant(label, "", tuple(rows))
+
+    of = {"a": variant("a", [0.5, 0.6, 0.7]), "b": variant("b", [0.51, 0.62, 0.71]), "c": variant("c", [0.7, 0.5, 0.6])}
+    frame = frames.contrasts(of, "a", ["b", "c"])
+    assert list(frame["minus a"]) == ["b", "c"]
+    assert frame["Δ OOD"][0].value == pytest.approx(0.04 / 3)
+    # mean 0.01333 over a standard error of 0.00333: t = 4 at two degrees of freedom, p = 0.0572; of two, doubled
+    assert float(frame["p of Δ OOD"][0]) == pytest.approx(0.11, abs=0.005)
+    with pytest.raises(ValueError, match="two seeds in common"):
+        variants.p_value(variant("a", [0.1]), of["b"], "ood")
+
+
 def test_data_drawn_apart_from_the_seed_are_another_setting() -> None:
     config = {"method": "vanilla", "seed": 3}
     assert seedless(config) == seedless({**config, "seed": 5})

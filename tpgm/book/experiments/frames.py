@@ -23,10 +23,12 @@ from tpgm.book.experiments.variants import (
     by_position,
     counted,
     grouped,
+    holm,
     mean,
     most_frequent,
     on_topic,
     ood_at,
+    p_value,
     paired,
     score_of,
     topics_of,
@@ -156,6 +158,18 @@ def differences(groups: Mapping[str, Mapping[str, Variant]]) -> pd.DataFrame:
             delta = [paired(v, base, what) if shared else "" for what in ("id", "ood")]
             lines.append([group, label, v.of("id"), v.of("ood"), *delta, len(v.rows)])
     return _frame(["group", "variant", "ID", "OOD mean", "Δ ID", "Δ OOD", "seeds"], lines)
+
+
+def contrasts(variants: Mapping[str, Variant], base: str, labels: Sequence[str]) -> pd.DataFrame:
+    """Each label minus `base`: ID and OOD accuracy in points with 95 % intervals, paired by seed, and the p-value of
+    the OOD difference, Holm-corrected over the labels."""
+    other = variants[base]
+    adjusted = holm({label: p_value(variants[label], other, "ood") for label in labels})
+    lines = [
+        [label, *(paired(variants[label], other, what) for what in ("id", "ood")), f"{adjusted[label]:.2g}"]
+        for label in labels
+    ]
+    return _frame([f"minus {base}", "Δ ID", "Δ OOD", "p of Δ OOD"], lines)
 
 
 def gains(variants: Mapping[str, Variant], ours: Sequence[str]) -> pd.DataFrame:

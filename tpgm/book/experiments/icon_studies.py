@@ -193,6 +193,19 @@ ZERO_SHOT_STUDIES: dict[str, Study] = {
             small=SMALL,
             redraw=True,
         ),
+        Study(
+            "zero-shot-path:resnet",
+            "accuracy along the line from the zero-shot model to vanilla's weights",
+            {**_RESNET, "data": "icons-zero-shot"},
+            _ZERO_SHOT_BUDGET,
+            {
+                f"path, lr={lr:g}": Entry("wise-ft", {"alpha": 0.5, "path": PATH_POINTS, "lr": lr})
+                for lr in (1e-3, 3e-3)
+            },
+            tuple(range(10)),
+            small=SMALL,
+            redraw=True,
+        ),
     )
 }
 

@@ -107,6 +107,29 @@ def paired(ours: Variant, other: Variant, what: str) -> Mean:
     return mean([row[what] - theirs[seed][what] for seed, row in ours.by_seed().items() if seed in theirs])
 
 
+def p_value(ours: Variant, other: Variant, what: str) -> float:
+    """Two-sided t-test of our entry `what` minus the other's, paired by seed, in [0, 1].
+
+    Raises ValueError for fewer than two seeds in common.
+    """
+    from scipy.stats import ttest_1samp
+
+    theirs = other.by_seed()
+    pairs = [row[what] - theirs[seed][what] for seed, row in ours.by_seed().items() if seed in theirs]
+    if len(pairs) < 2:
+        raise ValueError(f"a test needs two seeds in common, {ours.label} and {other.label} have {len(pairs)}")
+    return float(ttest_1samp(pairs, 0.0).pvalue)
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values: comparing each with a level keeps the chance of any false rejection below it."""
+    found, least = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        least = max(least, min(1.0, (len(p) - rank) * p[name]))
+        found[name] = least
+    return {name: found[name] for name in p}
+
+
 def regrets(by_regime: Mapping[str, Mapping[str, Variant]], best_of: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     """OOD regret: the best method's mean OOD accuracy minus this one's.
 
