@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tpgm.book.experiments import experiment, frames, variants
 from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.full_scale import RECIPES, placed
-from tpgm.book.experiments.icon_studies import BESIDE, TRIED, ZERO_SHOT_STUDIES, beside
+from tpgm.book.experiments.icon_studies import BESIDE, SETTLED, TRIED, ZERO_SHOT_STUDIES, beside
 from tpgm.book.experiments.study import SEEDS, Entry, Study
 from tpgm.book.experiments.variants import seedless
 from tpgm.book.notebook import Markup, markdown
@@ -224,15 +224,28 @@ def test_the_zero_shot_studies_try_every_learning_rate_and_draw_other_data_on_ev
             assert {c["settings"]["lr"] for c in configs} == {3e-4, 1e-3, 3e-3, 1e-2}
         assert {c["data"] for c in configs} == {"icons-development"}
     assert not set(development.seeds) & set(tests.seeds), "seeds of the search are not those of the tests"
-    vanilla = tests.configs("vanilla")
+    vanilla = development.configs("vanilla")
     rows = [{"config": c, "val": float(n == 2)} for n, c in enumerate(vanilla)]
-    finals = [c for c in tests.plan(rows, ["vanilla"]) if c["seed"] != tests.search_seed]
-    assert [(c["seed"], c["data_seed"]) for c in finals] == [(n, n) for n in range(1, 10)]
+    finals = [c for c in development.plan(rows, ["vanilla"]) if c["seed"] != development.search_seed]
+    assert [(c["seed"], c["data_seed"]) for c in finals] == [(101, 101), (102, 102)]
     assert {c["settings"]["lr"] for c in finals} == {3e-3}
     rows += [{"config": c, "val": 0.0} for c in finals]
-    chosen = tests.chosen(rows, ["vanilla"])["vanilla"]
-    assert (chosen.choice, len(chosen.rows)) == ("lr=0.003", 10), "redrawn data do not tell the runs of a setting apart"
-    assert tests.choice("wise-ft", tests.configs("wise-ft")[5]) == "alpha=0.4, lr=0.001"
+    chosen = development.chosen(rows, ["vanilla"])["vanilla"]
+    assert (chosen.choice, len(chosen.rows)) == ("lr=0.003", 3), "redrawn data do not tell the runs of a setting apart"
+    assert development.choice("wise-ft", development.configs("wise-ft")[5]) == "alpha=0.4, lr=0.001"
+
+
+def test_the_tests_are_settled_by_the_development_rows() -> None:
+    development, tests = ZERO_SHOT_STUDIES["development:resnet"], ZERO_SHOT_STUDIES["zero-shot:resnet"]
+    rows = experiment.read(experiment.committed(development.file))
+    for label, settled in SETTLED.items():
+        chosen = development.choose(label, rows)["settings"]
+        assert {name: chosen[name] for name in development.entries[label].searched} == settled
+        (config,) = tests.configs(label)
+        assert config["settings"] == chosen
+        assert config["data"] == "icons-zero-shot"
+        lr = settled.get("lr", 1e-3)
+        assert 3e-4 < lr < 1e-2, "no learning rate lies at the edge of its grid"
 
 
 def test_holm_by_hand() -> None:
