@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _only(folder: Path, name: str) -> Path:
 def test_broken_images_are_named_or_left_out_and_counted(folder: Path) -> None:
     broken = folder / "red" / "broken.png"
     broken.write_bytes((folder / "red" / "0.png").read_bytes()[:45])  # the header is whole
-    with pytest.raises(OSError, match=r"broken\.png"):
+    with pytest.raises(OSError, match=r"broken\.png.*--skip-broken"):
         predict(start(), folder)
     with pytest.warns(UserWarning, match=r"1 of 6 images cannot be read and are left out; the first: .*broken\.png"):
         assert len(predict(start(), folder, skip_broken=True)) == 5
@@ -210,6 +211,19 @@ def test_predict_writes_csv_and_json(run: Path, folder: Path, capsys: pytest.Cap
     assert [one["classes"][0]["class"] for one in told] == [best[0][0] for _, best in wanted]
     assert main(["predict", str(run), str(folder), "--out", "answers.txt"]) == 1
     assert "--out must end in .csv or .json" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, before = [], warnings.formatwarning
+
+    def warned(*_: Any, **__: Any) -> list[Any]:
+        told.append(warnings.formatwarning(UserWarning("two files"), UserWarning, "check.py", 189))
+        return [(Path("a.png"), [("red", 0.5)])]
+
+    monkeypatch.setattr("tpgm.inference.predict", warned)
+    assert main(["predict", "icons-vit", "a.png"]) == 0
+    assert told == ["tpgm: two files\n"]
+    assert warnings.formatwarning is before
 
 
 def test_evaluate_prints_a_table_and_writes_what_it_is_made_of(

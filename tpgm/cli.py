@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr unless ``--debug`` is given."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    formatted, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"tpgm: {message}\n"
     try:
         return args.run(args) or 0
     except KeyboardInterrupt as stop:
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"tpgm: {_one_line(error)}", file=sys.stderr)
         return 1
+    finally:
+        warnings.formatwarning = formatted
 
 
 # what this package raises, with words of its own

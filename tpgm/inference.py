@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,19 +239,23 @@ def _answers(
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Batches of files and their (B, C) float32 probabilities on the CPU; the model goes back to its device."""
     check.number("batch_size", batch_size, 1, whole=True)
-    for file in () if skip_broken else files:
-        check_header(file)
     pixels = resize_and_crop(start.preparation.size)
 
-    def read(file: Path) -> Tensor | OSError:
-        try:
-            image: Tensor = pixels(read_image(file))
-        except OSError as error:
-            if not skip_broken:
-                raise
-            return error
+    def prepared(file: Path) -> Tensor:
+        image: Tensor = pixels(read_image(file))
         return image
 
+    def tried(read: Callable[[Path], Any], file: Path) -> Any:
+        """What `read` gives, or the error, which is raised unless broken images are skipped."""
+        try:
+            return read(file)
+        except OSError as error:
+            if not skip_broken:
+                raise OSError(f"{error}, or leave it out by skip_broken (--skip-broken)") from error
+            return error
+
+    for file in () if skip_broken else files:
+        tried(check_header, file)
     before = next(start.model.parameters()).device
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     broken: list[OSError] = []
@@ -260,7 +265,7 @@ def _answers(
         with bar, ThreadPoolExecutor(_READERS) as readers, eval_mode(start.model):
             for at in range(0, len(files), batch_size):
                 batch = files[at : at + batch_size]
-                read_ones = list(zip(batch, readers.map(read, batch), strict=True))
+                read_ones = list(zip(batch, readers.map(partial(tried, prepared), batch), strict=True))
                 broken += [error for _, error in read_ones if isinstance(error, OSError)]
                 whole = [(file, image) for file, image in read_ones if isinstance(image, Tensor)]
                 bar.update(len(batch))
