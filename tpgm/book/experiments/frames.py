@@ -120,7 +120,8 @@ def accuracies(variants: Mapping[str, Variant], scores: Sequence[Score] = ("accu
     whats = [what for score in scores for what in SCORES[score]]
     names = [f"{place} {score}" if len(scores) > 1 else place for score in scores for place in ("ID", "OOD mean")]
     order = sorted(variants.items(), key=lambda item: -item[1].of(whats[-1]).value)
-    lines = ([label, code(v.choice), *(v.of(what) for what in whats), len(v.rows)] for label, v in order)
+    choice = {label: code(v.choice) if v.choice else "" for label, v in order}
+    lines = ([label, choice[label], *(v.of(what) for what in whats), len(v.rows)] for label, v in order)
     return _frame(["method", "chosen", *names, "seeds"], lines)
 
 
