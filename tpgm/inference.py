@@ -140,10 +140,11 @@ def predict(
     Raises FileNotFoundError for a missing file or folder, ValueError for no images, OSError naming the first image that
     cannot be read, and what `tpgm.models.load` raises.
     """
+    check.number("top", top, 1, whole=True)
+    check.number("batch_size", batch_size, 1, whole=True)
     given = [images] if isinstance(images, str | Path) else list(images)
     files = images_in([check.path("images", one) for one in given])
     start, names = opened(model)
-    check.number("top", top, 1, whole=True)
     found = []
     for kept, shares in _answers(start, files, batch_size, device, skip_broken, progress):
         best = shares.topk(min(top, shares.shape[1]))
@@ -166,6 +167,7 @@ def evaluate(
 
     Arguments and errors as for `predict`; also ValueError for a model without class names or another class.
     """
+    check.number("batch_size", batch_size, 1, whole=True)
     start, names = opened(model)
     if start.class_names is None:
         raise ValueError(
@@ -238,7 +240,6 @@ def _answers(
     progress: bool,
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Batches of files and their (B, C) float32 probabilities on the CPU; the model goes back to its device."""
-    check.number("batch_size", batch_size, 1, whole=True)
     pixels = resize_and_crop(start.preparation.size)
 
     def prepared(file: Path) -> Tensor:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import platform
 import time
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,10 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from tpgm.book.icon_benchmark import NamedIcons, icons, named_icons
 from tpgm.book.icon_benchmark.iconify import concepts
-from tpgm.book.pretraining import _in_memory, accuracy, augmented, decayed
+from tpgm.book.pretraining import _in_memory, accuracy, augmented, decayed, planned, resumable, write_card
 from tpgm.book.text.sentences import embeddings
 from tpgm.data.preparation import Preparation
-from tpgm.files import read_state, require_writable, write_aside, write_state
+from tpgm.files import write_state
 from tpgm.models.architectures import Architecture, Tower, need
 from tpgm.models.pretrained import Pretrained
 from tpgm.models.storage import save
@@ -79,22 +76,9 @@ def pretrain(
     errors as for ``tpgm.book.pretraining.pretrain``; the card has the zero-shot accuracies on validation designers and
     on development designers, and none of a test designer.
     """
-    path = Path(out)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; choose another file or delete it")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"out must name a .safetensors file, got {path}")
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"unknown recipe {recipe!r}; choose one of {', '.join(map(repr, RECIPES))}")
-        name, plan = recipe, RECIPES[recipe]
-    else:
-        name, plan = path.stem, recipe
-    plan = replace(plan, **changes)
+    path, name, plan = planned(recipe, RECIPES, out, changes)
     if plan.steps < 1:
         raise ValueError(f"steps must be at least 1, got {plan.steps}")
-    for suffix in (".safetensors", ".json", ".checkpoint"):
-        require_writable(path.with_suffix(suffix))
     data = named_icons(source=source, progress=progress)
     run = _Run(name, plan, data, seed, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), source)
     run.train(path.with_suffix(".checkpoint"), progress)
@@ -180,11 +164,9 @@ class _Run:
         write_state(checkpoint, CHECKPOINT, state)
 
     def resume(self, checkpoint: Path) -> None:
-        if not checkpoint.exists():
+        state = resumable(checkpoint, CHECKPOINT, self._identity(), self.device)
+        if not state:
             return
-        state = read_state(checkpoint, CHECKPOINT, self.device)
-        if state["identity"] != self._identity():
-            raise ValueError(f"{checkpoint} is of another recipe, seed or data; delete it to begin again")
         self.net.tower.load_state_dict(state["tower"])
         self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
@@ -209,7 +191,6 @@ class _Run:
 
         seen = icons(designers="development", source=self.source, progress=False)
         parts = {"val": seen.val, "id": seen.id_test, **seen.ood_tests}
-        gpu = self.device.type == "cuda"
         card = {
             "name": self.name,
             "recipe": asdict(plan),
@@ -218,19 +199,8 @@ class _Run:
             "zero_shot_accuracy_on_development_designers": {what: right(part) for what, part in parts.items()},
             "loss": [round(loss, 4) for loss in self.history],
             "logit_scale": self.log_scale.exp().item(),
-            "weights": {
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "bytes": path.stat().st_size,
-                "parameters": sum(p.numel() for p in net.parameters()),
-            },
-            "training_seconds": round(self.seconds),
-            "hardware": torch.cuda.get_device_name(self.device) if gpu else f"CPU ({platform.machine()})",
-            "threads": torch.get_num_threads(),
-            "versions": {package: version(package) for package in ("torch", "timm", "tpgm")},
         }
-        with write_aside(path.with_suffix(".json")) as aside:
-            aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        return card
+        return write_card(path, net, self.seconds, self.device, card)
 
 
 def texts_and_classes(names: tuple[str, ...], source: str | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:

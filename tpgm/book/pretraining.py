@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from tpgm.models.storage import save
 from tpgm.training.batches import derive, index_batches, warm_cosine
 from tpgm.training.evaluate import Accuracy, answers
 
+if TYPE_CHECKING:
+    from tpgm.book.contrastive import Contrastive
+
+Plan = TypeVar("Plan", "Pretraining", "Contrastive")
 SIZE, SMALL_SIZE = 64, 32  # pixels
 PREPARATION = Preparation(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _EVALUATION_BATCH = 256
@@ -85,31 +89,71 @@ def pretrain(
     Raises ValueError for an unknown recipe, a wrong number or a checkpoint of another run, FileExistsError if `out`
     exists, FloatingPointError if the loss is not finite, OSError if a file cannot be written.
     """
+    path, name, plan = planned(recipe, RECIPES, out, changes)
+    if not 0 <= plan.small_epochs <= plan.epochs or plan.epochs < 1:
+        raise ValueError(f"need 0 <= small_epochs <= epochs and 1 <= epochs, got {plan.small_epochs}, {plan.epochs}")
+    data = icons_upstream(source=source, progress=progress)
+    run = _Pretraining(name, plan, data, seed, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    run.train(path.with_suffix(".checkpoint"), progress)
+    start = Pretrained(name, run.net.eval(), {}, (), PREPARATION, head_of(run.net), data.class_names, plan.architecture)
+    collection = icon_collection("upstream", source=source, progress=progress)
+    card = _store(path, start, run, collection.checksum, collection.domains[collection.splits == 2])
+    path.with_suffix(".checkpoint").unlink()
+    return card
+
+
+def planned(
+    recipe: str | Plan, recipes: Mapping[str, Plan], out: str | Path, changes: Mapping[str, Any]
+) -> tuple[Path, str, Plan]:
+    """The file to write, the model's name and the recipe with its changes, once all three files can be written.
+
+    Raises FileExistsError, ValueError or OSError, before any work, as `pretrain` says.
+    """
     path = Path(out)
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another file or delete it")
     if path.suffix != ".safetensors":
         raise ValueError(f"out must name a .safetensors file, got {path}")
     if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"unknown recipe {recipe!r}; choose one of {', '.join(map(repr, RECIPES))}")
-        name, plan = recipe, RECIPES[recipe]
+        if recipe not in recipes:
+            raise ValueError(f"unknown recipe {recipe!r}; choose one of {', '.join(map(repr, recipes))}")
+        name, plan = recipe, recipes[recipe]
     else:
         name, plan = path.stem, recipe
-    plan = replace(plan, **changes)
-    if not 0 <= plan.small_epochs <= plan.epochs or plan.epochs < 1:
-        raise ValueError(f"need 0 <= small_epochs <= epochs and 1 <= epochs, got {plan.small_epochs}, {plan.epochs}")
     for suffix in (".safetensors", ".json", ".checkpoint"):
         require_writable(path.with_suffix(suffix))
-    data = icons_upstream(source=source, progress=progress)
-    run = _Pretraining(name, plan, data, seed, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    run.train(path.with_suffix(".checkpoint"), progress)
-    start = Pretrained(name, run.net.eval(), {}, (), PREPARATION, head_of(run.net), data.class_names, plan.architecture)
-    collection = icon_collection("upstream", source=source, progress=progress)
-    _store(path, start, run, collection.checksum, collection.domains[collection.splits == 2])
-    path.with_suffix(".checkpoint").unlink()
-    card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return card
+    return path, name, replace(plan, **changes)
+
+
+def resumable(checkpoint: Path, version: int, identity: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The state of an interrupted run, empty if there is none. Raises ValueError for another run's."""
+    if not checkpoint.exists():
+        return {}
+    state = read_state(checkpoint, version, device)
+    if state["identity"] != identity:
+        raise ValueError(f"{checkpoint} is of another recipe, seed or data; delete it to begin again")
+    return state
+
+
+def write_card(
+    path: Path, net: nn.Module, seconds: float, device: torch.device, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the card beside the stored weights and return it: `about`, then weights, time, hardware and versions."""
+    card: dict[str, Any] = {
+        **about,
+        "weights": {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+            "parameters": sum(p.numel() for p in net.parameters()),
+        },
+        "training_seconds": round(seconds),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "versions": {package: version(package) for package in ("torch", "timm", "tpgm")},
+    }
+    with write_aside(path.with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return dict(json.loads(json.dumps(card)))  # lists where tuples were, as a reader of the file has them
 
 
 class _Pretraining:
@@ -175,11 +219,9 @@ class _Pretraining:
         return {"recipe": json.dumps(plan), "seed": self.seed, "train": len(self.training)}
 
     def resume(self, checkpoint: Path) -> None:
-        if not checkpoint.exists():
+        state = resumable(checkpoint, CHECKPOINT, self._identity(), self.device)
+        if not state:
             return
-        state = read_state(checkpoint, CHECKPOINT, self.device)
-        if state["identity"] != self._identity():
-            raise ValueError(f"{checkpoint} is of another recipe, seed or data; delete it to begin again")
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.history = state["epoch"], state["seconds"], state["history"]
@@ -238,7 +280,7 @@ def accuracy(net: nn.Module, data: ImageArray, size: int, device: torch.device) 
     return Accuracy(correct, len(data))
 
 
-def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, domains: Tensor) -> None:
+def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, domains: Tensor) -> dict[str, Any]:
     """Write weights and card; the accuracies are those of the weights as they are read back."""
     from tpgm.models.loading import load
 
@@ -253,7 +295,6 @@ def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, doma
         for style, index in parts.items()
         if len(index)
     }
-    gpu = run.device.type == "cuda"
     card = {
         "name": run.name,
         "recipe": asdict(run.plan),
@@ -273,15 +314,5 @@ def _store(path: Path, start: Pretrained, run: _Pretraining, checksum: str, doma
             "test_by_style": by_style,
         },
         "history": run.history,
-        "weights": {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "bytes": path.stat().st_size,
-            "parameters": sum(p.numel() for p in run.net.parameters()),
-        },
-        "training_seconds": round(run.seconds),
-        "hardware": torch.cuda.get_device_name(run.device) if gpu else f"CPU ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "versions": {package: version(package) for package in ("torch", "timm", "tpgm")},
     }
-    with write_aside(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return write_card(path, run.net, run.seconds, run.device, card)

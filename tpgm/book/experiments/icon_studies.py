@@ -167,44 +167,37 @@ def _settled(label: str) -> Entry:
     return replace(entry, settings={**entry.settings, **SETTLED[label]}, tried="", values=(), grid={})
 
 
-_RESNET: dict[str, Any] = {**ZERO_SHOT, "model": "icons-clip-resnet"}
-# every seed draws its own eight training icons of each class
+def _zero_shot(name: str, about: str, designers: str, entries: dict[str, Entry], seeds: tuple[int, ...]) -> Study:
+    """Every seed draws its own eight training icons of each class."""
+    config = {**ZERO_SHOT, "model": "icons-clip-resnet", "data": f"icons-{designers}"}
+    return Study(name, about, config, _ZERO_SHOT_BUDGET, entries, seeds, seeds[0], SMALL, redraw=True)
+
+
+_TEN = tuple(range(10))
+_PATHS = {f"path, lr={lr:g}": Entry("wise-ft", {"alpha": 0.5, "path": PATH_POINTS, "lr": lr}) for lr in (1e-3, 3e-3)}
 ZERO_SHOT_STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
-        Study(
+        _zero_shot(
             "development:resnet",
             "the zero-shot model on development designers: what the tests are settled by",
-            {**_RESNET, "data": "icons-development"},
-            _ZERO_SHOT_BUDGET,
+            "development",
             TRIED_ZERO_SHOT,
             (100, 101, 102),
-            100,
-            SMALL,
-            redraw=True,
         ),
-        Study(
+        _zero_shot(
             "zero-shot:resnet",
             "the zero-shot model on test designers, with the settings chosen on development designers",
-            {**_RESNET, "data": "icons-zero-shot"},
-            _ZERO_SHOT_BUDGET,
+            "zero-shot",
             {label: _settled(label) for label in SETTLED},
-            tuple(range(10)),
-            small=SMALL,
-            redraw=True,
+            _TEN,
         ),
-        Study(
+        _zero_shot(
             "zero-shot-path:resnet",
             "accuracy along the line from the zero-shot model to vanilla's weights",
-            {**_RESNET, "data": "icons-zero-shot"},
-            _ZERO_SHOT_BUDGET,
-            {
-                f"path, lr={lr:g}": Entry("wise-ft", {"alpha": 0.5, "path": PATH_POINTS, "lr": lr})
-                for lr in (1e-3, 3e-3)
-            },
-            tuple(range(10)),
-            small=SMALL,
-            redraw=True,
+            "zero-shot",
+            _PATHS,
+            _TEN,
         ),
     )
 }

@@ -10,14 +10,14 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -33,6 +33,16 @@ from tpgm.data.splits import DataSplits, ImageArray, by_class, hold_out, label_f
 
 Designers = Literal["all", "zero-shot", "development"]
 _CHUNK = 512  # icons drawn before their pixels are looked at
+
+
+class Checked(Protocol):
+    """What is made of a built file."""
+
+    @property
+    def checksum(self) -> str: ...
+
+
+Built = TypeVar("Built", bound=Checked)
 
 
 @dataclass(frozen=True)
@@ -230,24 +240,25 @@ def published() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def _load(path: Path, subset: Subset) -> IconCollection:
+    return read_built(path, subset, _collection)
+
+
+def read_built(path: Path, subset: str, make: Callable[[dict[str, np.ndarray]], Built]) -> Built:
+    """What `make` makes of a built file's arrays. Raises OSError with the cure for a broken file; warns if the arrays
+    have another checksum than the published one."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        data = _collection(arrays)
+            data = make(dict(file))
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise OSError(f"{path} cannot be read ({error}); delete it and it is built again") from error
-    warn_of_others(subset, data.checksum)
-    return data
-
-
-def warn_of_others(subset: str, found: str) -> None:
-    """Warn if the arrays of a subset have another checksum than the published one."""
+    found = data.checksum
     if found != published()[subset]:
         warnings.warn(
             f"the {subset} icons built on this machine have the checksum {found}, published is "
             f"{published()[subset]}: results may differ slightly from those of the book",
             stacklevel=4,
         )
+    return data
 
 
 @lru_cache(maxsize=2)

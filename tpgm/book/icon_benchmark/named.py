@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from tpgm.book.icon_benchmark import tiny
 from tpgm.book.icon_benchmark.cache import build_once, cache_dir, require
 from tpgm.book.icon_benchmark.designers import designer
 from tpgm.book.icon_benchmark.iconify import concepts, read_package
-from tpgm.book.icon_benchmark.icons import checksum, icon_collection, package_file, published, warn_of_others
+from tpgm.book.icon_benchmark.icons import checksum, icon_collection, package_file, published, read_built
 from tpgm.book.icon_benchmark.render import blocks, draw, on_white
 
 _CHUNK = 512  # icons drawn before the next are
@@ -44,7 +43,7 @@ def named_icons(*, source: str | Path | None = None, progress: bool = True) -> N
 
     None of these designers is in the training, validation or test data of ``icons(designers="zero-shot")``, and a
     drawing that looks like one of its validation or test icons is left out. Built into the user's cache on first use
-    (about four minutes; 30 MB stay). Arguments and errors as for :func:`icons`.
+    (about five minutes of one core; 30 MB stay). Arguments and errors as for :func:`icons`.
     """
     if source == "tiny":
         return _tiny()
@@ -64,13 +63,7 @@ def _build_file(folder: Path, source: str | Path | None, progress: bool) -> Path
 
 @lru_cache(maxsize=1)
 def _load(path: Path) -> NamedIcons:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            data = _named(dict(file))
-    except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-        raise OSError(f"{path} cannot be read ({error}); delete it and it is built again") from error
-    warn_of_others("named", data.checksum)
-    return data
+    return read_built(path, "named", _named)
 
 
 @lru_cache(maxsize=1)
