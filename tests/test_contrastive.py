@@ -88,8 +88,8 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path: Path, monkeypatch: p
 
 def test_it_learns_names_of_designers_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "EVERY", 20)
-    card = run(tmp_path / "m.safetensors", steps=120)
-    assert card["loss"][-1] < 0.9 * card["loss"][0]
+    card = run(tmp_path / "m.safetensors", steps=160)
+    assert card["loss"][-1] < 0.85 * card["loss"][0]
     found = load(tmp_path / "m.safetensors")
     texts, _, _ = texts_and_classes(named_icons(source="tiny").names, "tiny")
     names, data = named_icons(source="tiny").names, icons(source="tiny", designers="zero-shot")
