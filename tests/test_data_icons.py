@@ -207,6 +207,12 @@ def test_named_icons_are_of_the_zero_shot_designers_and_like_no_tested_icon() ->
     small = (render.blocks(tested, 2) + 2) // 4
     assert not alike(named.images.numpy(), small).any()
     assert alike(small[:5].astype(np.uint8), small).all()
+    large = named_icons(source="tiny", size=64)
+    assert torch.equal(large.texts, named.texts)
+    means = large.images.float().unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean(dim=(3, 5))
+    assert (means - named.images).abs().max() <= 0.5, "the same icons at twice the size"
+    with pytest.raises(ValueError, match="size must be 32 or 64, got 48"):
+        named_icons(size=48)
     assert len(named) < 150, "of 150 drawings of one designer some look like tested ones"
     nearly = small[:1].astype(np.int64)
     nearly[:, :, :16] = np.clip(nearly[:, :, :16] + 8, 0, 255)

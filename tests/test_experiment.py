@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tpgm.book.experiments import experiment, frames, variants
 from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.full_scale import RECIPES, placed
-from tpgm.book.experiments.icon_studies import BESIDE, SETTLED, TRIED, ZERO_SHOT_STUDIES, beside
+from tpgm.book.experiments.icon_studies import BESIDE, REGIME_STUDIES, SETTLED, TRIED, ZERO_SHOT_STUDIES, beside
 from tpgm.book.experiments.study import SEEDS, Entry, Study
 from tpgm.book.experiments.variants import seedless
 from tpgm.book.notebook import Markup, markdown
@@ -208,7 +208,7 @@ def test_committed_rows_beside_the_comparison_are_found(name: str, rest: int) ->
 
 
 def test_every_method_of_the_comparison_has_three_settings_that_can_be_run() -> None:
-    for study in (study for name, study in STUDIES.items() if name not in ZERO_SHOT_STUDIES):
+    for study in (study for name, study in STUDIES.items() if name not in {**ZERO_SHOT_STUDIES, **REGIME_STUDIES}):
         for label, entry in study.entries.items():
             assert len({experiment.key(c) for c in study.configs(label)}) == 3
             assert entry.fixed is None or entry.fixed in entry.values
@@ -233,6 +233,23 @@ def test_the_zero_shot_studies_try_every_learning_rate_and_draw_other_data_on_ev
     chosen = development.chosen(rows, ["vanilla"])["vanilla"]
     assert (chosen.choice, len(chosen.rows)) == ("lr=0.003", 3), "redrawn data do not tell the runs of a setting apart"
     assert development.choice("wise-ft", development.configs("wise-ft")[5]) == "alpha=0.4, lr=0.001"
+
+
+@pytest.mark.parametrize("name", REGIME_STUDIES)
+def test_a_regime_is_searched_on_development_designers_and_run_on_test_designers(name: str) -> None:
+    study = REGIME_STUDIES[name]
+    for label in study.entries:
+        configs = [experiment.resolve(c) for c in study.configs(label)]
+        assert len({experiment.key(c) for c in configs}) == len(configs)
+        assert {(c["data"], c["seed"], c["data_seed"]) for c in configs} == {("icons-development", 100, 100)}
+        assert len({c["settings"]["lr"] for c in configs}) == (1 if "lr=" in label or label == "start weights" else 4)
+    rows = [{"config": c, "val": float(n == 1)} for n, c in enumerate(study.configs("vanilla"))]
+    finals = [c for c in study.plan(rows, ["vanilla"]) if c["data"] == "icons-zero-shot"]
+    assert [c["seed"] for c in finals] == [c["data_seed"] for c in finals] == list(study.seeds)
+    assert {c["settings"]["lr"] for c in finals} == {study.configs("vanilla")[1]["settings"]["lr"]}
+    assert study.chosen(rows, ["vanilla"])["vanilla"].rows == (), "the row of the search is no result"
+    rows += [{"config": c, "val": 1.0} for c in finals]
+    assert len(study.chosen(rows, ["vanilla"])["vanilla"].rows) == len(study.seeds)
 
 
 def test_the_tests_are_settled_by_the_development_rows() -> None:

@@ -56,7 +56,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     pretrain.add_argument(
         "recipe",
         help="a name of tpgm.book.pretraining.RECIPES (icons-resnet, icons-vit) or of tpgm.book.contrastive.RECIPES "
-        "(icons-clip-resnet, icons-clip-convnext)",
+        "(icons-clip-resnet, icons-clip-convnext; for a GPU icons-clip-resnet50, icons-clip-vit-small)",
     )
     pretrain.add_argument("out", type=path, help="the .safetensors file to write; its card goes beside it")
     pretrain.add_argument("--seed", type=number(0, whole=True), default=0)

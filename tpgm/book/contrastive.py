@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,9 @@ from tpgm.models.pretrained import Pretrained
 from tpgm.models.storage import save
 from tpgm.training.batches import derive, index_batches, warm_cosine
 
-SIZE = 32  # pixels
-PREPARATION = Preparation(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CHECKPOINT = 1  # version of the checkpoints' content
-EVERY = 100  # steps between checkpoints
+EVERY = 100  # steps between two values of the loss that are kept
+SECONDS = 60.0  # of training between two checkpoints, at least
 _SCALE = (1 / 0.07, 100.0)  # of the logits, at first and at most: CLIP's
 
 
@@ -36,7 +35,8 @@ class Contrastive:
     """Everything a zero-shot pre-training run depends on besides data and seed.
 
     steps: of AdamW at batches of `batch_size` icons, gradient norms clipped to 1; lr rises over the share `warmup` of
-    the steps and falls as a cosine; weight_decay applies to matrices and convolutions only.
+    the steps and falls as a cosine; weight_decay applies to matrices and convolutions only. size: 32 or 64 pixels.
+    precision: of the tower's forward pass, float32 ("no") or bfloat16 by autocast.
     """
 
     architecture: Architecture
@@ -45,17 +45,28 @@ class Contrastive:
     weight_decay: float = 0.05
     batch_size: int = 256
     warmup: float = 0.05
+    size: int = 32
+    precision: Literal["no", "bf16"] = "no"
 
 
 RECIPES = {
     "icons-clip-resnet": Contrastive(
         Architecture("icons-clip", {"backbone": "resnet10t", "channels": [48, 96, 192, 384]}), steps=1600, lr=2e-3
     ),
-    # LayerNorm in place of BatchNorm: no running statistics for a ratio to leave behind; its weights do not ship yet
+    # LayerNorm in place of BatchNorm: no running statistics for a ratio to leave behind
     "icons-clip-convnext": Contrastive(
-        Architecture("icons-clip", {"backbone": "convnext_atto", "patch_size": 2}), steps=1600, lr=2e-3
+        Architecture("icons-clip", {"backbone": "convnext_atto", "patch_size": 2}), steps=4000, lr=2e-3
     ),
-}
+    # for a GPU: three minutes of one; as large as what is fine-tuned in practice, so their weights do not ship
+    "icons-clip-resnet50": Contrastive(
+        Architecture("icons-clip", {"backbone": "resnet50", "pool": True}),
+        steps=1500, lr=2e-3, batch_size=1024, size=64, precision="bf16",
+    ),
+    "icons-clip-vit-small": Contrastive(
+        Architecture("icons-clip", {"backbone": "vit_small_patch8_224", "img_size": 64}),
+        steps=2000, lr=1e-3, batch_size=1024, warmup=0.1, size=64, precision="bf16",
+    ),
+}  # fmt: skip
 
 
 def pretrain(
@@ -79,7 +90,7 @@ def pretrain(
     path, name, plan = planned(recipe, RECIPES, out, changes)
     if plan.steps < 1:
         raise ValueError(f"steps must be at least 1, got {plan.steps}")
-    data = named_icons(source=source, progress=progress)
+    data = named_icons(size=plan.size, source=source, progress=progress)
     run = _Run(name, plan, data, seed, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), source)
     run.train(path.with_suffix(".checkpoint"), progress)
     card = run.store(path)
@@ -100,6 +111,7 @@ class _Run:
         self.name, self.plan, self.data, self.seed, self.device, self.source = name, plan, data, seed, device, source
         invented = "tiny" if source == "tiny" else None
         self.texts, self.classes, self.class_names = texts_and_classes(data.names, invented)
+        self.texts, self.images = self.texts.to(device), data.images.to(device)
         torch.manual_seed(derive(seed, "weights"))
         net = plan.architecture.build(len(self.class_names))
         assert isinstance(net, Tower)
@@ -115,6 +127,7 @@ class _Run:
         plan, data = self.plan, self.data
         batches = index_batches(len(data), plan.batch_size, derive(self.seed, "order"), self.step, plan.batch_size)
         began, sofar, losses = time.monotonic(), self.seconds, []
+        saved = began
         with need("tqdm").tqdm(total=plan.steps, initial=self.step, desc=self.name, disable=not progress) as bar:
             while self.step < plan.steps:
                 losses.append(self._take(next(batches)))
@@ -125,19 +138,23 @@ class _Run:
                     self.seconds = sofar + time.monotonic() - began
                     self.history.append(math.fsum(losses) / len(losses))
                     losses = []
-                    self._keep(checkpoint)
+                    if time.monotonic() - saved >= SECONDS or self.step == plan.steps:
+                        self._keep(checkpoint)
+                        saved = time.monotonic()
 
     def _take(self, index: list[int]) -> float:
         """One step; returns the loss."""
-        plan, data = self.plan, self.data
+        plan = self.plan
         self.net.train()
         torch.manual_seed(derive(self.seed, "step", self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = plan.lr * warm_cosine(self.step, plan.steps, plan.warmup)
-        x = augmented(data.images[index].to(self.device), SIZE).contiguous(memory_format=torch.channels_last)
-        features = normalize(self.net.tower(x), dim=-1)
-        texts = self.texts[data.texts[index]].to(self.device)
-        loss = contrastive_loss(features, texts, self.log_scale.exp())
+        where = torch.tensor(index, device=self.device)
+        x = augmented(self.images[where], plan.size).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            features = self.net.tower(x)
+        texts = self.texts[self.data.texts[index].to(self.device)]
+        loss = contrastive_loss(normalize(features.float(), dim=-1), texts, self.log_scale.exp())
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower lr (now {plan.lr})")
         self.optimizer.zero_grad()
@@ -181,12 +198,13 @@ class _Run:
             self.net.head.weight.copy_(self.log_scale.exp() * self.classes.to(self.device))
             self.net.head.bias.zero_()
         plan, net = self.plan, self.net.eval()
-        start = Pretrained(self.name, net, {}, (), PREPARATION, "head", self.class_names, plan.architecture)
+        preparation = Preparation(plan.size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        start = Pretrained(self.name, net, {}, (), preparation, "head", self.class_names, plan.architecture)
         save(path, start, net, dtype=torch.float16)
         stored = load(path).model.to(self.device)
 
         def right(part: Any) -> dict[str, int]:
-            found = accuracy(stored, _in_memory(part), SIZE, self.device)
+            found = accuracy(stored, _in_memory(part), plan.size, self.device)
             return {"correct": found.correct, "total": found.total}
 
         seen = icons(designers="development", source=self.source, progress=False)

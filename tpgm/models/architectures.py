@@ -155,13 +155,16 @@ def icons_vit(classes: int, size: int = 64, width: int = 128, depth: int = 6, he
     return model
 
 
-def icons_clip(classes: int, backbone: str = "resnet10t", features: int = 384, **options: Any) -> nn.Module:
-    """An image tower of timm for 32 pixels, and a head on its features of norm 1, which embeddings of texts can fill.
+def icons_clip(
+    classes: int, backbone: str = "resnet10t", features: int = 384, pool: bool = False, **options: Any
+) -> nn.Module:
+    """An image tower of timm, and a head on its features of norm 1, which embeddings of texts can fill.
 
-    A pooling after the stem is left out: it would leave a ResNet an image of 8 pixels. options: of timm's builder.
+    pool: whether a pooling after the stem stays; at 32 pixels it would leave a ResNet an image of 8. options: of timm's
+    builder.
     """
     tower = need("timm").create_model(timm_name(backbone), num_classes=features, **options)
-    if hasattr(tower, "maxpool"):
+    if hasattr(tower, "maxpool") and not pool:
         tower.maxpool = nn.Identity()
     return Tower(tower, features, classes, unit=True)
 

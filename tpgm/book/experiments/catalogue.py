@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tpgm.book.experiments.full_scale import RECIPES
-from tpgm.book.experiments.icon_studies import BESIDE, COMPARISONS, ZERO_SHOT_STUDIES, beside
+from tpgm.book.experiments.icon_studies import BESIDE, COMPARISONS, REGIME_STUDIES, ZERO_SHOT_STUDIES, beside
 from tpgm.book.experiments.study import Study
 from tpgm.book.experiments.text_study import TEXT
 from tpgm.check import hint
 
-STUDIES: dict[str, Study] = {**COMPARISONS, TEXT.name: TEXT, **ZERO_SHOT_STUDIES}
+STUDIES: dict[str, Study] = {**COMPARISONS, TEXT.name: TEXT, **ZERO_SHOT_STUDIES, **REGIME_STUDIES}
 
 
 def find_study(name: str) -> Study:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -59,7 +61,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "data_seed": (0, "of the choice of training images where not all are used"),
     "settings": ({}, "settings of the method, see tpgm.methods.options"),
 }
-PACKAGES = ("torch", "timm", "accelerate", "numpy", "tpgm")
+PACKAGES = ("torch", "timm", "accelerate", "numpy", "numba", "tpgm")
 TEXT_PACKAGES = ("transformers", "tokenizers")
 
 
@@ -292,7 +294,11 @@ def peak_memory_mb() -> float:
 
 
 def provenance(more: Sequence[str] = ()) -> Row:
-    """When, with which versions, on what and from which commit ("" outside a checkout; "+" for uncommitted changes)."""
+    """When, with which versions, on what and from which commit.
+
+    The commit is "" outside a checkout, where $TPGM_COMMIT does not say it; "+" stands for uncommitted changes.
+    compiled: whether numba's kernels were at work.
+    """
     versions = {"python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
@@ -303,7 +309,11 @@ def provenance(more: Sequence[str] = ()) -> Row:
     return {
         "versions": versions,
         "hardware": gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
-        "commit": _commit(),
+        "threads": torch.get_num_threads(),
+        "blas": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
+        **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if gpu else {}),
+        "compiled": "numba" in versions and os.environ.get("TPGM_COMPILED", "1") != "0" and gpu is None,
+        "commit": os.environ.get("TPGM_COMMIT") or _commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

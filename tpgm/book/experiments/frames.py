@@ -88,6 +88,16 @@ def tried(study: Study) -> pd.DataFrame:
     return _frame(["label", "method", "tried", "other settings of its own"], lines)
 
 
+def regimes(studies: Mapping[str, Study]) -> pd.DataFrame:
+    """Each regime's start, size in pixels, and how many methods, settings and seeds it has."""
+    lines = []
+    for name, study in studies.items():
+        tried = sum(len(study.configs(label)) for label in study.entries)
+        of = [name.partition(":")[2], study.about, study.config["size"], len(study.entries), tried, len(study.seeds)]
+        lines.append(of)
+    return _frame(["regime", "start", "pixels", "methods", "tried settings", "seeds"], lines)
+
+
 def named(values: Mapping[str, Any], name: str = "shared setting") -> pd.DataFrame:
     """Names and values, as code."""
     return _frame([name, "value"], ([code(n), code(v)] for n, v in values.items()))

@@ -203,6 +203,119 @@ ZERO_SHOT_STUDIES: dict[str, Study] = {
 }
 
 
+# --- the regimes side by side, on a GPU: searched on development designers, run on test designers
+
+_AT_SE: dict[str, Any] = {"rule": "one-se"}
+# candidates for the default: without a number that a user could get wrong
+DEFAULTS = tuple(f"{method}, 1 SE, lr={lr:g}" for method in ("one ratio", "probe-anchored") for lr in (1e-3, 3e-3))
+_GPU: dict[str, Any] = {"epochs": 8, "batch_size": 32, "channels_last": True, **_BATCH}
+
+
+def _regime_entries(rates: tuple[float, ...], new_head: bool, labels: tuple[str, ...] = ()) -> dict[str, Entry]:
+    """Every method in one regime; each but the fixed ones tries all `rates`, in-training methods two strengths at each.
+
+    With a new head its two epochs come first in every method but vanilla and the linear probe, which train two epochs
+    more in their place.
+    """
+    head: dict[str, Any] = {"head_epochs": 2, "head_lr": 1e-2}
+    start = head if new_head else {}
+    longer: dict[str, Any] = {"epochs": 10} if new_head else {}
+
+    def tried(method: str, settings: Any = None, name: str = "", values: tuple[Any, ...] = ()) -> Entry:
+        return Entry(method, {**start, **(settings or {})}, name, values, grid={"lr": rates})
+
+    def fixed(method: str, lr: float) -> Entry:
+        anchored = head if method == "probe-anchored" else start
+        return Entry(method, {**anchored, **_AT_SE, "lr": lr})
+
+    alone = {} if new_head else {"start weights": Entry("wise-ft", {"alpha": 0.0, "lr": rates[0]})}
+    entries = {
+        "vanilla": Entry("vanilla", longer, grid={"lr": rates}),
+        "lp-ft": Entry("lp-ft", head, grid={"lr": rates}),
+        **alone,
+        "linear-probe": Entry("linear-probe", longer, "lr", (1e-3, 3e-3, 1e-2, 3e-2)),
+        "tpgm": tried("tpgm", {**_RADII, **_MOVED}, "radius_lr", (1e-2, 1e-1)),
+        "tpgm-late": tried("tpgm", {**_RADII, **_WEIGHT, **_MOVED, "begin": 0.8}, "radius_lr", (1e-4, 1e-3)),
+        "l2-sp": tried("l2-sp", {}, "strength", (0.01, 0.1)),
+        "mars-sp": tried("mars-sp", {}, "radius", (1.0, 4.0)),
+        "ftp": tried("ftp", {}, "kappa", (1.0, 0.0)),
+        "spd": tried("spd", {}, "strength", (0.3, 1.0)),
+        "digrap": tried("digrap", {}, "omega_lr", (0.05, 0.5)),
+        "auto-rgn": tried("auto-rgn"),
+        # from here on they go back from weights that others have trained
+        "wise-ft": tried("wise-ft", {}, "alpha", (0.2, 0.4, 0.6, 0.8)),
+        "one ratio": tried("one-ratio"),
+        "one ratio, 1 SE": tried("one-ratio", _AT_SE),
+        "probe-anchored": tried("probe-anchored", head),
+        "probe-anchored, 1 SE": tried("probe-anchored", {**head, **_AT_SE}),
+        "lines": tried("lines", {"deep": 1.0}, "shallow", (0.0, 0.5)),
+        "tpgm-end": tried("tpgm-end", {**_END, **_MOVED}, "radius_lr", (1e-2, 1e-1, 1.0)),
+        **{
+            name: fixed("one-ratio" if name.startswith("one") else "probe-anchored", float(name.rpartition("=")[2]))
+            for name in DEFAULTS
+        },
+    }
+    return {label: entries[label] for label in labels or entries}
+
+
+def _regime(
+    name: str, about: str, config: dict[str, Any], entries: dict[str, Entry], seeds: tuple[int, ...] = _TEN
+) -> Study:
+    config = {"train_per_class": 8, "data": "icons-development", **config}
+    final = {"data": "icons-zero-shot"}
+    return Study(f"regime:{name}", about, config, _GPU, entries, seeds, 100, SMALL, redraw=True, final=final)
+
+
+_SMALL_NETS, _LARGE_RESNET, _LARGE_VIT = (3e-4, 1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3, 3e-3), (1e-5, 3e-5, 1e-4, 3e-4)
+_AT_SCALE = (
+    "vanilla", "lp-ft", "start weights", "tpgm", "tpgm-late", "l2-sp", "ftp", "wise-ft", "one ratio", "one ratio, 1 SE",
+    "probe-anchored", "probe-anchored, 1 SE", "lines", "tpgm-end",
+)  # fmt: skip
+REGIME_STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        _regime(
+            "zero-shot",
+            "robust start, head of the classes' names",
+            {"model": "icons-clip-resnet", "head": "own", "size": 32},
+            _regime_entries(_SMALL_NETS, new_head=False),
+        ),
+        _regime(
+            "upstream",
+            "robust start, new head",
+            {"model": "icons-resnet", "size": 64},
+            _regime_entries(_SMALL_NETS, new_head=True),
+        ),
+        _regime(
+            "imagenet",
+            "non-robust start, new head",
+            {"model": "efficientnet-lite0", "size": 64},
+            _regime_entries(_SMALL_NETS, new_head=True),
+        ),
+        _regime(
+            "convnext",
+            "robust start, head of the classes' names, a network with LayerNorm",
+            {"model": "icons-clip-convnext", "head": "own", "size": 32},
+            _regime_entries(_LARGE_RESNET, new_head=False, labels=_AT_SCALE),
+        ),
+        _regime(
+            "resnet50",
+            "robust start, head of the classes' names, ResNet-50 at 64 pixels",
+            {"model": "icons-clip-resnet50.safetensors", "head": "own", "size": 64},
+            _regime_entries(_LARGE_RESNET, new_head=False, labels=_AT_SCALE),
+            tuple(range(5)),
+        ),
+        _regime(
+            "vit-small",
+            "robust start, head of the classes' names, ViT-S/8 at 64 pixels",
+            {"model": "icons-clip-vit-small.safetensors", "head": "own", "size": 64},
+            _regime_entries(_LARGE_VIT, new_head=False, labels=_AT_SCALE),
+            tuple(range(5)),
+        ),
+    )
+}
+
+
 def beside(what: str, model: str) -> Study:
     """The study `what` of BESIDE on a model. Raises ValueError for an unknown one."""
     if what not in BESIDE:

