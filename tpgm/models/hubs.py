@@ -12,7 +12,7 @@ from tpgm.data.preparation import Preparation
 from tpgm.models.architectures import Architecture, need, preparation_of, timm_name, torchvision_name
 from tpgm.models.pretrained import Pretrained, filled
 
-OFFLINE = ("efficientnet-lite0", "icons-resnet", "icons-vit", "icons-clip-resnet")
+OFFLINE = ("efficientnet-lite0", "icons-resnet", "icons-vit", "icons-clip-resnet", "icons-clip-convnext")
 
 
 def load_timm(name: str, num_classes: int | None, size: int | None) -> Pretrained:
