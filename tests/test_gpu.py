@@ -32,10 +32,10 @@ def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(net(x), y)
 
 
-def close(on_gpu: nn.Module, on_cpu: nn.Module, within: float) -> None:
+def close(on_gpu: nn.Module, on_cpu: nn.Module, within: float, but: str = "") -> None:
     theirs = on_cpu.state_dict()
     for name, tensor in on_gpu.state_dict().items():
-        assert torch.allclose(tensor.cpu(), theirs[name], atol=within), name
+        assert name == but or torch.allclose(tensor.cpu(), theirs[name], atol=within), name
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
@@ -52,7 +52,8 @@ def test_every_method_fine_tunes_to_the_same_weights(method: str, monkeypatch: p
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     on_cpu = tpgm.finetune(start, small_data(), method, progress=False, **settings)
     assert not next(on_cpu.model.parameters()).is_cuda
-    close(on_gpu.model, on_cpu.model, 1e-3)
+    # the gradient of a bias before batch statistics is zero but for rounding, which Adam makes a step of
+    close(on_gpu.model, on_cpu.model, 1e-3, but="block.0.bias" if on_gpu.settings["batchnorm"] == "train" else "")
     assert on_gpu.ratios == pytest.approx(on_cpu.ratios, abs=0.02)
 
 

@@ -79,10 +79,12 @@ def seedless(config: Mapping[str, Any]) -> str:
 
 
 def select(rows: Iterable[Row], config: Mapping[str, Any]) -> tuple[Row, ...]:
-    """The rows of a configuration with any seed, by seed."""
-    wanted = seedless(config)
-    found = (row for row in rows if seedless(row["config"]) == wanted)
-    return tuple(sorted(found, key=lambda row: row["config"]["seed"]))
+    """The rows of a configuration with any seed, by seed; where a seed was run twice, the first."""
+    wanted, found = seedless(config), dict[int, Row]()
+    for row in rows:
+        if seedless(row["config"]) == wanted:
+            found.setdefault(row["config"]["seed"], row)
+    return tuple(found[seed] for seed in sorted(found))
 
 
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str], Variant]:

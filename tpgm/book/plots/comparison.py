@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tpgm.book.experiments.experiment import Row
-from tpgm.book.experiments.variants import Variant, along_path
+from tpgm.book.experiments.variants import Mean, Variant, along_path
 from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
 from tpgm.names import in_figure
 
@@ -96,6 +96,23 @@ def regret_bars(regret: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.set_yticks(y, [in_figure(label) for label in order])
         axes.set(xlabel="OOD regret (points of accuracy; less is better)")
         figure.legend(loc="outside lower center", ncols=3)
+        axes.grid(axis="y", visible=False)
+        plt.close(figure)
+    return figure
+
+
+def intervals(values: Mapping[str, Mean], xlabel: str, marked: str = "") -> Figure:
+    """A dot with its 95 % interval for each name, in points, from the top in the order given; `marked` in colour."""
+    with book_style():
+        figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(values) + 1.0))
+        for y, (name, m) in enumerate(values.items()):
+            half = 0.0 if math.isnan(m.half) else 100 * m.half
+            color = OOD_COLOR if name == marked else CYCLE[6]
+            axes.errorbar(100 * m.value, y, xerr=half, fmt="o", color=color, ms=6, elinewidth=1.4)
+        axes.set_yticks(range(len(values)), [in_figure(name) for name in values])
+        axes.invert_yaxis()
+        axes.axvline(0.0, color="black", lw=1)
+        axes.set(xlabel=xlabel)
         axes.grid(axis="y", visible=False)
         plt.close(figure)
     return figure
