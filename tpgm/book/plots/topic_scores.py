@@ -48,7 +48,7 @@ def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | N
         if rerun:
             handles.append(Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
             names.append("this build, shorter")
-        figure.legend(handles, names, loc="outside lower center", ncols=5, columnspacing=1.2)
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
@@ -78,7 +78,7 @@ def by_topic(variants: Mapping[str, Variant]) -> Figure:
         axes.set_xlim(max(0, left), min(100, right))
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="macro-F1 (%)")
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
