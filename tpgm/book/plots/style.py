@@ -20,7 +20,7 @@ ANCHOR_COLOR = "#56636B"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#56636B")
 
 
-class Method(NamedTuple):
+class Look(NamedTuple):
     """How a method is named and drawn."""
 
     name: str
@@ -29,17 +29,17 @@ class Method(NamedTuple):
 
 
 # by the label of its rows; vanilla and TPGM have the colours of the theory chapters
-METHODS: Mapping[str, Method] = {
-    "linear-probe": Method("Linear probe", "#E69F00", "^"),
-    "vanilla": Method("Vanilla", ANCHOR_COLOR, "o"),
-    "lp-ft": Method("LP-FT", "#0072B2", "s"),
-    "wise-ft": Method("WiSE-FT", "#CC79A7", "D"),
-    "tpgm-end": Method("TPGM at the end", TPGM_COLOR, "P"),
-    "tpgm": Method("TPGM at every step", "#00543D", "X"),
-    "ftp": Method("FTP", "#56B4E9", "v"),
-    "spd": Method("SPD", "#D55E00", "<"),
+METHODS: Mapping[str, Look] = {
+    "linear-probe": Look("Linear probe", "#E69F00", "^"),
+    "vanilla": Look("Vanilla", ANCHOR_COLOR, "o"),
+    "lp-ft": Look("LP-FT", "#0072B2", "s"),
+    "wise-ft": Look("WiSE-FT", "#CC79A7", "D"),
+    "tpgm-end": Look("TPGM at the end", TPGM_COLOR, "P"),
+    "tpgm": Look("TPGM at every step", "#00543D", "X"),
+    "ftp": Look("FTP", "#56B4E9", "v"),
+    "spd": Look("SPD", "#D55E00", "<"),
 }
-BY_NAME: Mapping[str, Method] = {method.name: method for method in METHODS.values()}
+BY_NAME: Mapping[str, Look] = {method.name: method for method in METHODS.values()}
 
 _RC: dict[RcKeyType, Any] = {
     "figure.dpi": 110,
