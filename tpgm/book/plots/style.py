@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from cycler import cycler
@@ -18,6 +18,28 @@ OOD_COLOR = "#D55E00"
 TPGM_COLOR = "#009E73"
 ANCHOR_COLOR = "#56636B"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#56636B")
+
+
+class Look(NamedTuple):
+    """How a method is named and drawn."""
+
+    name: str
+    color: str
+    marker: str
+
+
+# by the label of its rows; vanilla and TPGM have the colours of the theory chapters
+METHODS: Mapping[str, Look] = {
+    "linear-probe": Look("Linear probe", "#E69F00", "^"),
+    "vanilla": Look("Vanilla", ANCHOR_COLOR, "o"),
+    "lp-ft": Look("LP-FT", "#0072B2", "s"),
+    "wise-ft": Look("WiSE-FT", "#CC79A7", "D"),
+    "tpgm-end": Look("TPGM at the end", TPGM_COLOR, "P"),
+    "tpgm": Look("TPGM at every step", "#00543D", "X"),
+    "ftp": Look("FTP", "#56B4E9", "v"),
+    "spd": Look("SPD", "#D55E00", "<"),
+}
+BY_NAME: Mapping[str, Look] = {method.name: method for method in METHODS.values()}
 
 _RC: dict[RcKeyType, Any] = {
     "figure.dpi": 110,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,8 +15,14 @@ from matplotlib.lines import Line2D
 from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import SCORES, Variant, on_topic, topics_of
 from tpgm.book.plots.comparison import look
-from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, book_style
+from tpgm.book.plots.style import ANCHOR_COLOR, BY_NAME, CYCLE, METHODS, book_style
 from tpgm.names import in_figure
+
+
+def named(variants: Mapping[str, Variant]) -> dict[str, Variant]:
+    """The same methods under the names by which the book's text calls them, where they have one."""
+    found = {label: METHODS[label].name if label in METHODS else label for label in variants}
+    return {found[label]: replace(variant, label=found[label]) for label, variant in variants.items()}
 
 
 def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | None = None) -> Figure:
@@ -41,7 +48,7 @@ def id_against_ood(variants: Mapping[str, Variant], rerun: Mapping[str, Row] | N
         if rerun:
             handles.append(Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9))
             names.append("this build, shorter")
-        figure.legend(handles, names, loc="outside lower center", ncols=5, columnspacing=1.2)
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
@@ -71,11 +78,13 @@ def by_topic(variants: Mapping[str, Variant]) -> Figure:
         axes.set_xlim(max(0, left), min(100, right))
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="macro-F1 (%)")
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
 
 def _look(label: str, labels: Sequence[str]) -> dict[str, str]:
-    """`look`, but black where colours would begin anew."""
+    """A known method's own colour and marker; else `look`, but black where colours would begin anew."""
+    if label in BY_NAME:
+        return {"color": BY_NAME[label].color, "marker": BY_NAME[label].marker}
     return {**look(label, labels), **({"color": "black"} if list(labels).index(label) >= len(CYCLE) else {})}
