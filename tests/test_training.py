@@ -107,7 +107,12 @@ def test_training_learns_and_the_result_says_so(tmp_path: Path) -> None:
     assert row["accuracies"]["id_test"]["correct"] == result.accuracies["id_test"].correct
     assert row["ood_mean"] == pytest.approx(result.ood["dark"].value)
     assert "| id_test |" in result.table()
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"model.safetensors", "result.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "result.json",
+    }
     with pytest.raises(FileExistsError, match="finished run"):
         run_finetune(start, data, "lp-ft", out=tmp_path / "run")
 

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr unless ``--debug`` is given."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.given = sys.argv[1:] if arguments is None else list(arguments)
     formatted, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"tpgm: {message}\n"
     try:
         return args.run(args) or 0
@@ -109,9 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    training = _Parser(add_help=False)
+    training.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
+    training.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
+    for name, (default, about) in _COMMON.items():
+        of = number(0, whole=isinstance(default, int))
+        training.add_argument(f"--{name.replace('_', '-')}", type=of, help=f"{about} (default: {default})")
+    training.add_argument(
+        "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
+    )
+    training.add_argument("--quiet", action="store_true", help="no progress")
+
     finetune = commands.add_parser(
         "finetune",
-        parents=[debug],
+        parents=[debug, training],
         help="fine-tune a pre-trained model and test it in and out of distribution",
         epilog="Examples: tpgm finetune efficientnet-lite0 icons --size 64 --method lp-ft --out runs/lp-ft; "
         "tpgm finetune timm/resnet50 photos/ --ood sketches=drawings/ --method tpgm --set norm=l2 --out runs/mine",
@@ -121,16 +133,33 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
-    finetune.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
-    finetune.add_argument(
-        "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
-    )
     finetune.add_argument(
         "--checkpoint-seconds", type=number(0), default=60.0, metavar="S", help="between checkpoints (default: 60)"
     )
-    finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[debug, training],
+        help="fine-tune by several methods under equal budgets, show them in one table and keep the best model",
+        epilog="Example: tpgm compare photos/ --ood sketches=drawings/ --methods vanilla tpgm-end --epochs 5 "
+        "--out runs/compared. What is finished is skipped: call it again after an interruption.",
+    )
+    compare.add_argument("data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of classes")
+    compare.add_argument("--models", nargs="+", type=filled, default=["efficientnet-lite0"], help="names or files")
+    compare.add_argument(
+        "--methods", nargs="+", default=["vanilla", "lp-ft", "wise-ft", "tpgm-end"], help="see 'tpgm methods'"
+    )
+    compare.add_argument("--out", type=path, required=True, help="folder of runs, table, figure and the best model")
+    compare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of all methods that have it, or as METHOD.NAME=VALUE of one",
+    )
+    compare.add_argument("--keep", choices=("best", "all"), default="best", help="whose weights (default: best)")
+    compare.set_defaults(run=_compare)
 
     using = _Parser(add_help=False)
     using.add_argument("model", type=filled, help="a run's folder, a model's file, or a name tpgm.models.load knows")
@@ -161,6 +190,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
+    push = commands.add_parser(
+        "push",
+        parents=[debug],
+        help="put a finished run's model on the Hugging Face Hub",
+        epilog="Example: tpgm push runs/mine user/model --private. Log in first: hf auth login.",
+    )
+    push.add_argument("folder", type=path, help="the folder of a finished run")
+    push.add_argument("repo", type=filled, help="USER/MODEL, made if it does not exist")
+    push.add_argument("--private", action="store_true", help="a new repository is private")
+    push.set_defaults(run=_push)
+
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
     methods.set_defaults(run=_methods)
@@ -182,12 +222,66 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# settings that have an option of their own: default and help
+_COMMON: dict[str, tuple[float, str]] = {
+    "epochs": (5, "passes over the training data"),
+    "lr": (3e-4, "highest learning rate"),
+    "seed": (0, "of the new head, the order of the data, augmentation and dropout"),
+    "batch_size": (64, "training images a step"),
+    "patience": (0, "early stopping: after so many epochs without a better ID validation accuracy; 0: never"),
+}
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    """The texts of the settings, from their own options and from --set."""
+    own = [f"{name}={value}" for name in _COMMON if (value := getattr(args, name)) is not None]
+    return pairs([*own, *args.set], "--set")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    import shlex
+
+    from tpgm.comparing import compare
+    from tpgm.methods import options, parse
+
+    valid = {method: options(method) for method in args.methods}
+    own: dict[str, dict[str, Any]] = {}
+    common: dict[str, Any] = {}
+    for name, value in _settings(args).items():
+        method, dot, setting = name.rpartition(".")
+        if dot:
+            own.setdefault(method, {})[setting] = parse(method, setting, value)
+        else:
+            having = next((m for m in valid if name in valid[m]), args.methods[0])
+            common[name] = parse(having, name, value)
+    found = compare(
+        _data(args),
+        args.models,
+        args.methods,
+        out=args.out,
+        size=args.size,
+        keep=args.keep,
+        progress=not args.quiet,
+        command=shlex.join(["tpgm", *args.given]),
+        own=own,
+        **common,
+    )
+    print(f"\n{found.table()}\n")
+    low, high = found.best.accuracies["val"].interval
+    print(
+        f"best by ID validation: {found.best.model}, {found.best.method} "
+        f"({100 * low:.1f} to {100 * high:.1f} %, 95 % interval)\nmodel: {args.out / 'best'}\n"
+        f"table and figure: {args.out / 'comparison.csv'}, .md, .svg, .png"
+    )
+
+
 def _finetune(args: argparse.Namespace) -> None:
+    import shlex
+
     from tpgm.methods import make, parse
     from tpgm.training.loop import finetune
 
-    given = pairs(args.set, "--set")
-    settings = {name: parse(args.method, name, value) for name, value in given.items()}
+    settings = {name: parse(args.method, name, value) for name, value in _settings(args).items()}
     make(args.method, settings)  # before any data are built
     result = finetune(
         args.model,
@@ -197,6 +291,7 @@ def _finetune(args: argparse.Namespace) -> None:
         size=args.size,
         progress=not args.quiet,
         checkpoint_seconds=args.checkpoint_seconds,
+        command=shlex.join(["tpgm", *args.given]),
         **settings,
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
@@ -215,7 +310,7 @@ def _data(args: argparse.Namespace) -> DataSplits:
     if args.train_per_class is not None:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
-    return data.image_folder(Path(args.data), ood=folders, transform=data.resize_and_crop(args.size or 224))
+    return data.image_folder(Path(args.data), ood=folders)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -266,6 +361,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.out is not None:
         write(args.out, found)
         print(f"\ncounts, scores of classes and figures: {args.out}")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from tpgm.models import push_to_hub
+
+    print(push_to_hub(args.folder, args.repo, private=args.private))
 
 
 def _using(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tpgm import check
 from tpgm._engine.gradients import eval_mode
-from tpgm.data.folders import images_in, labelled_folder, resize_and_crop
-from tpgm.data.images import check_header, read_image
+from tpgm.data.folders import images_in, labelled_folder
+from tpgm.data.images import check_header, read_image, resize_and_crop
 from tpgm.files import write_aside
 from tpgm.models.architectures import need
 from tpgm.models.loading import load
@@ -220,12 +220,7 @@ def opened(model: Model) -> tuple[Pretrained, tuple[str, ...]]:
     """The model, loaded where a name, file or run's folder is given, and the names of its classes, numbers if it has
     none. Raises FileNotFoundError for a folder without a model."""
     if not isinstance(model, Pretrained):
-        path = check.path("model", model, "a model's name, the file of one, or the folder of a run")
-        if path.is_dir():
-            path = path / "model.safetensors"
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file; give the folder of a finished run, or a model's file")
-            model = path
+        check.path("model", model, "a model's name, the file of one, or the folder of a run")
         model = load(model)
     classes = len(model.model.get_parameter(f"{model.head}.weight"))
     return model, model.class_names or tuple(map(str, range(classes)))

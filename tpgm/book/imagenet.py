@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tpgm.data.folders import class_folders, labelled_images, resize_and_crop, same_classes, split_off, thin, warn_of
+from tpgm.data.folders import class_folders, labelled_images, same_classes, split_off, thin, warn_of
+from tpgm.data.images import resize_and_crop
 from tpgm.data.splits import DataSplits, ImageFiles
 
 # name -> folder inside root, what to download

@@ -21,23 +21,6 @@ _KIND = re.compile("([ _-]?(set|data|images|split))?", re.IGNORECASE)  # may fol
 _SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")  # are no one's images
 
 
-def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
-    """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
-    from torchvision.transforms import v2
-
-    size = check.number("size", size, 1, whole=True)
-    resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
-    chain: Callable[[Any], Any] = v2.Compose([_shortened, resize, v2.CenterCrop(size), v2.PILToTensor()])
-    return chain
-
-
-def _shortened(image: Any) -> Any:
-    """The middle of an image more than 64 times as long as wide: 1 x 65000 pixels would be resized to 9 GB."""
-    (width, height), most = image.size, 64 * min(image.size)
-    left, top = max(0, width - most) // 2, max(0, height - most) // 2
-    return image.crop((left, top, width - left, height - top)) if left or top else image
-
-
 @check.keywords
 def image_folder(
     id_folder: str | Path,
@@ -57,8 +40,8 @@ def image_folder(
     "valid", "validation", "test_set" and the like are known too). It is read as such a split if there are images in no
     other folder; beside others, folders of these names are classes, or refused if they hold class folders.
     Classes are the sorted folder names; an OOD folder may lack some of them. Images are found at any depth, through
-    links too, by their endings. transform: PIL image (RGB) -> image, by
-    default :func:`resize_and_crop` to (3, 224, 224) uint8; train_transform: the same for the training images, by
+    links too, by their endings. transform: PIL image (RGB) -> image; by default the shorter side becomes the model's
+    size, and the centre is cut out, (3, size, size) uint8. train_transform: the same for the training images, by
     default `transform`. fraction: percentage of the training and validation labels to use. The split depends on the
     relative file names and the seed only.
 
@@ -111,7 +94,6 @@ def image_folder(
             check_header(path)
     for name in ("train", "val"):
         parts[name] = thin(parts[name], root, fraction, seed)
-    transform = transform or resize_and_crop()
     return DataSplits(
         name=root.resolve().name,
         id_domain=root.resolve().name,

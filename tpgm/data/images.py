@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tpgm import check
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,3 +105,21 @@ def _eight_bits(upright: Image, source: Image) -> Image:
     if (key := source.info.get("transparency")) is not None:
         grey[values == key] = 255
     return _pillow().fromarray(grey.astype(np.uint8))  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
+    """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
+    from torchvision.transforms import v2
+
+    size = check.number("size", size, 1, whole=True)
+    resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
+    chain: Callable[[Any], Any] = v2.Compose([_shortened, resize, v2.CenterCrop(size), v2.PILToTensor()])
+    return chain
+
+
+def _shortened(image: Any) -> Any:
+    """The middle of an image more than 64 times as long as wide: 1 x 65000 pixels would be resized to 9 GB."""
+    (width, height), most = image.size, 64 * min(image.size)
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, width - left, height - top)) if left or top else image

@@ -28,13 +28,14 @@ from tpgm.anchor import copy_of
 from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
-from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
+from tpgm.methods.base import Context, Method, Stage, make, options, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
+from tpgm.provenance import provenance
 from tpgm.training.batches import content, content_of, derive, index_batches, per_epoch, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
 from tpgm.training.interruption import stop_requests
-from tpgm.training.result import Result
+from tpgm.training.result import Result, origin
 from tpgm.training.stages import StageStore
 
 
@@ -48,6 +49,7 @@ def finetune(
     progress: bool = True,
     store: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    command: str = "",
     **settings: Any,
 ) -> Result:
     """Fine-tune a pre-trained model by any method of ``tpgm.methods.METHODS``.
@@ -62,7 +64,7 @@ def finetune(
     between two checkpoints; there is one at the end of each stage too. size: height and width in pixels at which
     images enter the model, by default the model's own. store: a folder in which stages that are the same for several
     methods (the head; ordinary fine-tuning before WiSE-FT or radii learned at the end) are kept and taken from: what
-    computing them again would give.
+    computing them again would give. command: what repeats the run, kept in ``result.json``; by default this call.
 
     Raises ValueError for an unknown method or setting, data or a checkpoint that do not fit, FileExistsError if `out`
     holds a finished run, RuntimeError if another run is using it, OSError if it cannot be written, FloatingPointError
@@ -89,17 +91,26 @@ def finetune(
         # the caller's random numbers stay
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         torch.manual_seed(derive(made.seed, "head"))
-        if isinstance(model, models.Pretrained):
-            start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
-        else:
-            start = models.load(model, num_classes=len(data.class_names), size=size)
-        run = _Run(accelerator, start, data, made, folder, progress, checkpoint_seconds)
+        start = beginning(model, data, size, made.seed)
+        run = _Run(accelerator, start, data.at_size(start.preparation.size), made, folder, progress, checkpoint_seconds)
         run.train(shared, kept=folder is not None)
         result = run.finish()
+        result.about = {**origin(start, data), **provenance(), "command": command or _call(start, made, out)}
         if folder is not None and accelerator.is_main_process:
             _save(folder, start, result)
             run.checkpoints.delete()
     return result
+
+
+def beginning(
+    model: str | Path | models.Pretrained, data: DataSplits, size: int | None, seed: int
+) -> models.Pretrained:
+    """What a run starts from: the model, loaded with a new head drawn from `seed` where a name or file is given."""
+    if isinstance(model, models.Pretrained):
+        return model if size is None else replace(model, preparation=replace(model.preparation, size=size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "head"))
+        return models.load(model, num_classes=len(data.class_names), size=size)
 
 
 class _Run:
@@ -417,6 +428,13 @@ class _Run:
             self.context.learner.load_state_dict(state["learner"])
 
 
+def _call(start: models.Pretrained, method: Method, out: str | Path | None) -> str:
+    """The call of `finetune`, without settings at their defaults."""
+    changed = {name: v for name, v in method.settings.items() if v != options(method.name)[name][0]}
+    given = {**({} if out is None else {"out": str(out)}), "size": start.preparation.size, **changed}
+    return f"tpgm.finetune({start.name!r}, data, {method.name!r}, {', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+
 @contextmanager
 def _accelerator(precision: str) -> Iterator[Accelerator]:
     """An accelerator of this precision. Accelerate keeps its state for a whole process; the caller's is put back."""
@@ -432,11 +450,12 @@ def _accelerator(precision: str) -> Iterator[Accelerator]:
 
 def _save(folder: Path, start: models.Pretrained, result: Result) -> None:
     """Model, figure and, last, the row that says the run is finished."""
-    models.save(folder / "model.safetensors", start, result.model, result.class_names)
+    row = result.row()
+    models.save_pretrained(folder, start, result.model, result.class_names, result=row)
     if result.ratios:
         from tpgm.reporting import ratios_by_depth
 
         with write_aside(folder / "ratios.png") as aside:
             ratios_by_depth(result.ratios, result.model).savefig(aside, format="png")
     with write_aside(folder / "result.json") as aside:
-        aside.write_text(sealed(json.dumps(result.row(), indent=1)), encoding="utf-8")
+        aside.write_text(sealed(json.dumps(row, indent=1)), encoding="utf-8")
