@@ -112,6 +112,8 @@ def test_training_learns_and_the_result_says_so(tmp_path: Path) -> None:
         "config.json",
         "README.md",
         "result.json",
+        "report.html",
+        "learning.png",
     }
     with pytest.raises(FileExistsError, match="finished run"):
         run_finetune(start, data, "lp-ft", out=tmp_path / "run")

@@ -66,20 +66,91 @@ class _Once(argparse._StoreAction):
 
 
 class _Parser(argparse.ArgumentParser):
+    """Each option once; a command that has --config takes the values of that file as its defaults."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _Once)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:  # each command answers for its own arguments
+        if args and args[0] is not None and "--config" in self._option_string_actions:
+            self._configure(list(args[0]))
         found, left = super().parse_known_args(*args, **options)
         near = [m for w in left for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)]
         if left:
             self.error(f"unrecognized {' '.join(left)}" + f" (did you mean {', '.join(near)}?)" * bool(near))
         return found, left
 
+    def _configure(self, given: list[str]) -> None:
+        """Positional arguments and required options that a file or other options stand for may be left out."""
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in ("config", "checkpoint", "architecture"):
+            peek.add_argument(f"--{name}", type=Path)
+        seen = peek.parse_known_args(given)[0]
+        known = {action.dest: action for action in self._actions if action.dest not in ("help", "config", "debug")}
+        if seen.checkpoint and seen.architecture:
+            known["model"].nargs, known["model"].required = "?", False
+        if seen.config is None:
+            return
+        try:
+            for name, value in _read_config(seen.config).items():
+                if (action := known.get(name.replace("-", "_"))) is None:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"; did you mean {near[0]}?" if near else f"; it may have {', '.join(known)}"
+                    raise ValueError(f"{seen.config} has {name!r}, which this command has not{hint}")
+                action.default, action.required = _as_given(self, action, name, value), False
+                if not action.option_strings:
+                    action.nargs = "?"
+        except (OSError, ValueError, argparse.ArgumentTypeError) as error:
+            self.error(f"--config: {error}")
+
     def error(self, message: str) -> NoReturn:
         super().error(f"{message}; see {self.prog} --help")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file. Raises OSError, or ValueError if it holds something else."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        import json
+
+        found = json.loads(text)
+    else:
+        import yaml
+
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
+        raise ValueError(f"{file} must hold names and values, such as 'epochs: 3'")
+    return found
+
+
+def _as_given(parser: argparse.ArgumentParser, action: argparse.Action, name: str, value: Any) -> Any:
+    """A value of a configuration as the command line would have read it. Raises ValueError."""
+
+    def one(single: Any) -> Any:
+        if isinstance(single, dict | list) or single is None:
+            raise ValueError(f"{name} must be a single value, got {single!r}")
+        try:
+            read = action.type(str(single)) if callable(action.type) else str(single)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        if action.choices is not None and read not in action.choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, action.choices))}, got {read!r}")
+        return read
+
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        return value
+    if isinstance(value, dict) and isinstance(action.default, list):
+        return [f"{key}={one(single)}" for key, single in value.items()]
+    if isinstance(action.default, list) or action.nargs == "+":
+        return [one(single) for single in (value if isinstance(value, list) else [value])]
+    return one(value)
 
 
 def number(low: float = -math.inf, *, whole: bool = False, above: bool = False) -> Callable[[str], Any]:
@@ -111,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     training = _Parser(add_help=False)
+    training.add_argument(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="YAML or JSON with this command's arguments by name; options given besides come first",
+    )
+    training.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     training.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
     training.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
     for name, (default, about) in _COMMON.items():
@@ -133,6 +211,18 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
+    finetune.add_argument(
+        "--checkpoint", type=path, metavar="FILE", help="weights of other projects, for the architecture MODEL"
+    )
+    finetune.add_argument(
+        "--architecture", metavar="NAME", help="such as timm/resnet50, where MODEL or --checkpoint is a file without it"
+    )
+    finetune.add_argument(
+        "--dry-run", action="store_true", help="check data and model, take three steps, tell time and memory"
+    )
+    finetune.add_argument(
+        "--log", action="append", default=[], choices=("csv", "tensorboard", "wandb"), help="where epochs go as well"
+    )
     finetune.add_argument(
         "--checkpoint-seconds", type=number(0), default=60.0, metavar="S", help="between checkpoints (default: 60)"
     )
@@ -260,6 +350,7 @@ def _compare(args: argparse.Namespace) -> None:
         args.methods,
         out=args.out,
         size=args.size,
+        device=args.device,
         keep=args.keep,
         progress=not args.quiet,
         command=shlex.join(["tpgm", *args.given]),
@@ -283,19 +374,33 @@ def _finetune(args: argparse.Namespace) -> None:
 
     settings = {name: parse(args.method, name, value) for name, value in _settings(args).items()}
     make(args.method, settings)  # before any data are built
+    model, architecture = args.model, args.architecture
+    if args.checkpoint is not None:
+        if model and architecture:
+            raise ValueError("--checkpoint goes with MODEL as its architecture, or with --architecture: give one")
+        model, architecture = args.checkpoint, model or architecture
+    common = {"size": args.size, "device": args.device, "architecture": architecture}
+    if args.dry_run:
+        from tpgm.training.rehearsal import rehearse
+
+        print(rehearse(model, _data(args), args.method, settings=settings, **common))
+        there = "; holds a finished run already" if (args.out / "result.json").exists() else ""
+        print(f"nothing was written; without --dry-run it would be to {args.out}{there}")
+        return
     result = finetune(
-        args.model,
+        model,
         _data(args),
         args.method,
         out=args.out,
-        size=args.size,
         progress=not args.quiet,
         checkpoint_seconds=args.checkpoint_seconds,
+        log=args.log,
         command=shlex.join(["tpgm", *args.given]),
+        **common,
         **settings,
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
-    print(f"model, result and figure: {args.out}")
+    print(f"model, result and figures: {args.out}; to look at: {args.out / 'report.html'}")
 
 
 def _data(args: argparse.Namespace) -> DataSplits:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from tpgm import check
 from tpgm.data import DataSplits
 from tpgm.files import make_folder, unsealed, write_aside
@@ -130,6 +132,7 @@ def compare(
     keep: Literal["best", "all"] = "best",
     store: str | Path | None = None,
     progress: bool = True,
+    device: str | torch.device | None = None,
     command: str = "",
     own: Mapping[str, Mapping[str, Any]] | None = None,
     **settings: Any,
@@ -139,8 +142,8 @@ def compare(
     Budgets are equal: `settings` (``epochs=3, lr=1e-4, seed=1``) go to every method that has them, `own` to one
     (``{"tpgm-end": {"updates": 100}}``), and all others are at the methods' defaults, which agree in ``epochs``,
     ``batch_size`` and, apart from linear probing, ``lr``. A method that trains its head first (``head_epochs``) does so
-    before its epochs; the table tells both numbers. models: as for `tpgm.finetune`. methods: names, or by label names
-    and `tpgm.methods.Method` objects.
+    before its epochs; the table tells both numbers. models, size, device: as for `tpgm.finetune`. methods: names, or by
+    label names and `tpgm.methods.Method` objects.
 
     out: a folder. ``runs/MODEL-METHOD`` hold the runs, ``comparison.csv``, ``.md``, ``.svg`` and ``.png`` what was
     found, ``best`` leads to the run of the best model. keep: "all" keeps the weights of every run, "best" deletes those
@@ -186,6 +189,7 @@ def compare(
                     out=run,
                     size=size,
                     progress=progress,
+                    device=device,
                     store=store or folder / "store",
                     command=command,
                 )
