@@ -218,7 +218,7 @@ def test_epochs_go_to_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert lines[0] == "stage,epoch,loss,validation"
     assert [line.split(",")[:2] for line in lines[1:]] == [["head", "1"], ["weights", "1"], ["weights", "2"]]
     assert [float(line.split(",")[3]) for line in lines[1:]] == [h["val"] for h in result.history]
-    events = EventAccumulator(str(tmp_path / "tpgm"))
+    events = EventAccumulator(str(tmp_path / "fine-tuning"))
     events.Reload()
     assert [e.value for e in events.Scalars("validation")] == pytest.approx([h["val"] for h in result.history])
     with pytest.raises(ValueError, match="needs a folder"):
@@ -239,3 +239,45 @@ def test_the_device_is_the_one_asked_for_and_the_environment_stays(monkeypatch: 
     assert os.environ["ACCELERATE_TORCH_DEVICE"] == "meta"
     with pytest.raises(ValueError, match="device must be a device that is there"):
         tpgm.finetune(small_start(), small_data(), "vanilla", device="cuda:7", progress=False)
+
+
+def test_check_names_every_broken_file_and_trains_nothing(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["finetune", "no-model-is-needed", str(photos), "--out", str(tmp_path / "run"), "--check"]
+    assert main(call) == 0
+    assert "24 images, 0 broken\n2 classes; images: train 16, val 4, id_test 4" in capsys.readouterr().out
+    for number in (3, 5):
+        path = photos / "red" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.warns(UserWarning, match=r"2 that cannot be read \("):
+        assert main(call) == 1
+    printed = capsys.readouterr()
+    assert [f"cannot read the image {photos / 'red' / name}" in printed.out for name in ("3.png", "5.png")] == [
+        True
+    ] * 2
+    assert "24 images, 2 broken; --skip-broken leaves them out" in printed.out
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match="2 that cannot be read"):
+        assert main(["compare", str(photos), "--out", str(tmp_path / "run"), "--check"]) == 1
+
+
+def test_broken_images_and_extra_classes_are_left_out_of_a_run_and_of_an_evaluation(
+    backbone: Path,  # noqa: F811
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dark = paint(tmp_path / "dark", 0.4, count=3)
+    (dark / "red").rename(dark / "blue")
+    path = photos / "red" / "3.png"
+    path.write_bytes(path.read_bytes()[:200])
+    call = ["finetune", str(backbone), str(photos), "--ood", f"dark={dark}", "--out", str(tmp_path / "run"), *FAST]
+    with pytest.warns(UserWarning, match=r"do not have \(blue\), 1 that cannot be read \(3\.png\)"):
+        assert main([*call, "--skip-broken", "--ood-extra", "ignore"]) == 0
+    assert sum(row(tmp_path / "run")["data"]["images"].values()) == 23 + 3
+    assert main(["evaluate", str(tmp_path / "run"), str(dark), "--quiet"]) == 1
+    assert "--ood-extra ignore" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="1 classes that the ID training data do not have"):
+        assert main(["evaluate", str(tmp_path / "run"), str(dark), "--quiet", "--ood-extra", "ignore"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| 3 |")

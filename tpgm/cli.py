@@ -197,6 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
     )
+    training.add_argument(
+        "--ood-extra", choices=("refuse", "ignore"), default="refuse", help="classes that only an OOD folder has"
+    )
+    training.add_argument("--skip-broken", action="store_true", help="read all images first, leave out the broken ones")
+    training.add_argument("--check", action="store_true", help="only read all images, and name those that are broken")
     training.add_argument("--quiet", action="store_true", help="no progress")
 
     finetune = commands.add_parser(
@@ -276,6 +281,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("folders", nargs="+", type=filled, metavar="FOLDER", help="FOLDER or NAME=FOLDER")
     evaluate.add_argument(
+        "--ood-extra", choices=("refuse", "ignore"), default="refuse", help="classes that the model does not have"
+    )
+    evaluate.add_argument(
         "--out", type=path, help="folder for counts, scores of classes, confusion and the worst answers as figures"
     )
     evaluate.set_defaults(run=_evaluate)
@@ -328,12 +336,14 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
     return pairs([*own, *args.set], "--set")
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _compare(args: argparse.Namespace) -> int:
     import shlex
 
     from tpgm.comparing import compare
     from tpgm.methods import options, parse
 
+    if args.check:
+        return _check(args)
     valid = {method: options(method) for method in args.methods}
     own: dict[str, dict[str, Any]] = {}
     common: dict[str, Any] = {}
@@ -364,9 +374,10 @@ def _compare(args: argparse.Namespace) -> None:
         f"({100 * low:.1f} to {100 * high:.1f} %, 95 % interval)\nmodel: {args.out / 'best'}\n"
         f"table and figure: {args.out / 'comparison.csv'}, .md, .svg, .png"
     )
+    return 0
 
 
-def _finetune(args: argparse.Namespace) -> None:
+def _finetune(args: argparse.Namespace) -> int:
     import shlex
 
     from tpgm.methods import make, parse
@@ -374,6 +385,8 @@ def _finetune(args: argparse.Namespace) -> None:
 
     settings = {name: parse(args.method, name, value) for name, value in _settings(args).items()}
     make(args.method, settings)  # before any data are built
+    if args.check:
+        return _check(args)
     model, architecture = args.model, args.architecture
     if args.checkpoint is not None:
         if model and architecture:
@@ -386,7 +399,7 @@ def _finetune(args: argparse.Namespace) -> None:
         print(rehearse(model, _data(args), args.method, settings=settings, **common))
         there = "; holds a finished run already" if (args.out / "result.json").exists() else ""
         print(f"nothing was written; without --dry-run it would be to {args.out}{there}")
-        return
+        return 0
     result = finetune(
         model,
         _data(args),
@@ -401,6 +414,7 @@ def _finetune(args: argparse.Namespace) -> None:
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
     print(f"model, result and figures: {args.out}; to look at: {args.out / 'report.html'}")
+    return 0
 
 
 def _data(args: argparse.Namespace) -> DataSplits:
@@ -415,7 +429,31 @@ def _data(args: argparse.Namespace) -> DataSplits:
     if args.train_per_class is not None:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
-    return data.image_folder(Path(args.data), ood=folders)
+    return data.image_folder(
+        Path(args.data), ood=folders, ood_extra=args.ood_extra, skip_broken=args.skip_broken or args.check
+    )
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Read every image; 1 if one is broken."""
+    from tpgm.data.folders import images_in
+    from tpgm.data.images import broken_images
+
+    if args.data.partition(":")[0] == "icons":
+        raise ValueError("--check goes with a folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # _data tells what is left out
+        images = images_in([Path(args.data), *map(Path, pairs(args.ood, "--ood").values())])
+    broken = broken_images(images)
+    for reason in broken.values():
+        print(reason)
+    print(f"{len(images)} images, {len(broken)} broken" + "; --skip-broken leaves them out" * bool(broken))
+    found = _data(args)
+    parts = {"train": found.train, "val": found.val, "id_test": found.id_test, **found.ood_tests}
+    print(
+        f"{len(found.class_names)} classes; images: {', '.join(f'{name} {len(part)}' for name, part in parts.items())}"
+    )
+    return int(bool(broken))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -461,7 +499,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_writable(args.out / "evaluation.json")
     model, _ = opened(args.model)
-    found = {name: evaluate(model, path(folder), **_using(args)) for name, folder in folders.items()}
+    found = {
+        name: evaluate(model, path(folder), ood_extra=args.ood_extra, **_using(args))
+        for name, folder in folders.items()
+    }
     print(summary(found))
     if args.out is not None:
         write(args.out, found)

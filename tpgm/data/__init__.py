@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from tpgm.data.folders import image_folder
-from tpgm.data.images import resize_and_crop
+from tpgm.data.images import broken_images, resize_and_crop
 from tpgm.data.preparation import Preparation
 from tpgm.data.splits import DataSplits, ImageArray, ImageFiles, LabelledData
 
@@ -18,6 +18,7 @@ __all__ = [
     "ImageFiles",
     "LabelledData",
     "Preparation",
+    "broken_images",
     "image_folder",
     "resize_and_crop",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -21,6 +22,7 @@ SUFFIXES = (
     *(".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
 _WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa", "La")
+READERS = 8  # threads; Pillow decodes outside the interpreter's lock
 _SCALED = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32, in 0 … 65535
 
 
@@ -70,6 +72,21 @@ def check_header(path: str | Path) -> None:
     """Raise OSError as `read_image` does, for what the file's first bytes tell."""
     with _opened(path) as image:
         _require_range(image)
+
+
+def broken_images(paths: Iterable[str | Path]) -> dict[Path, str]:
+    """The images that cannot be read, in order, each with the reason. Reads them all, to the last pixel."""
+
+    def reason(path: Path) -> str:
+        try:
+            read_image(path)
+        except OSError as error:
+            return str(error)
+        return ""
+
+    files = list(map(Path, paths))
+    with ThreadPoolExecutor(READERS) as readers:
+        return {file: told for file, told in zip(files, readers.map(reason, files), strict=True) if told}
 
 
 @contextmanager

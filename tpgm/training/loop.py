@@ -113,11 +113,13 @@ def finetune(
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         torch.manual_seed(derive(made.seed, "head"))
         start = beginning(model, data, size, made.seed, architecture)
-        run = Run(accelerator, start, data.at_size(start.preparation.size), made, folder, progress, checkpoint_seconds)
+        run = TrainingRun(
+            accelerator, start, data.at_size(start.preparation.size), made, folder, progress, checkpoint_seconds
+        )
         run.csv = folder / "history.csv" if folder is not None and "csv" in logs else None
         if logs and accelerator.is_main_process:
             simple = {n: v for n, v in made.settings.items() if isinstance(v, int | float | str)}
-            accelerator.init_trackers("tpgm", {"method": made.name, "model": start.name, **simple})
+            accelerator.init_trackers("fine-tuning", {"method": made.name, "model": start.name, **simple})
             stack.callback(accelerator.end_training)
         run.train(shared, kept=folder is not None)
         result = run.finish()
@@ -143,7 +145,7 @@ def beginning(
         return models.load(model, num_classes=len(data.class_names), size=size, architecture=architecture)
 
 
-class Run:
+class TrainingRun:
     """One call of `finetune`: the network on its way through the stages."""
 
     def __init__(

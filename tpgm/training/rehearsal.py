@@ -15,12 +15,12 @@ from tpgm._engine.gradients import eval_mode
 from tpgm.data import DataSplits
 from tpgm.methods.base import Method, Stage, make, options
 from tpgm.provenance import peak_memory
-from tpgm.training.loop import Run, accelerator_of, beginning, duration
+from tpgm.training.loop import TrainingRun, accelerator_of, beginning, duration
 
 STEPS = 3  # the first is slower than the others
 
 
-class _Rehearsal(Run):
+class _Rehearsal(TrainingRun):
     """Three steps of every stage, without validation and checkpoints; ticks: when they ended."""
 
     def begin(self) -> list[Stage]:
@@ -94,7 +94,7 @@ def rehearse(
 
 
 @torch.no_grad()
-def _seconds_an_image(run: Run) -> float:
+def _seconds_an_image(run: TrainingRun) -> float:
     """Of a forward pass on validation images, their reading included; the first batch warms up."""
     count = min(64, len(run.data.val))
     with eval_mode(run.net), run.accelerator.autocast():
