@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr unless ``--debug`` is given."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    args.given = sys.argv[1:] if arguments is None else list(arguments)
+    args.called = sys.argv[1:] if arguments is None else list(arguments)
     formatted, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"tpgm: {message}\n"
     try:
         return args.run(args) or 0
@@ -363,7 +363,7 @@ def _compare(args: argparse.Namespace) -> int:
         device=args.device,
         keep=args.keep,
         progress=not args.quiet,
-        command=shlex.join(["tpgm", *args.given]),
+        command=shlex.join(["tpgm", *args.called]),
         own=own,
         **common,
     )
@@ -408,7 +408,7 @@ def _finetune(args: argparse.Namespace) -> int:
         progress=not args.quiet,
         checkpoint_seconds=args.checkpoint_seconds,
         log=args.log,
-        command=shlex.join(["tpgm", *args.given]),
+        command=shlex.join(["tpgm", *args.called]),
         **common,
         **settings,
     )
