@@ -156,6 +156,8 @@ def test_a_line_an_epoch_tells_accuracy_and_time_left(capsys: pytest.CaptureFixt
     assert [m and m.group(1, 2, 3) for m in found] == [("head", "1", "1"), ("weights", "1", "2"), ("weights", "2", "2")]
     assert [m and m[5] for m in found] == [f"{100 * h['val']:.1f}" for h in result.history]
     assert lines[-1].endswith("about 0 s left")
+    tpgm.finetune(small_start(), small_data(), "tpgm-end", updates=3, **QUICK)
+    assert capsys.readouterr().err.splitlines()[-1] == "radii: 3 steps"
     tpgm.finetune(small_start(), small_data(), "vanilla", progress=False, **QUICK)
     assert capsys.readouterr().err == ""
 

@@ -77,7 +77,12 @@ class _Parser(argparse.ArgumentParser):
         if args and args[0] is not None and "--config" in self._option_string_actions:
             self._configure(list(args[0]))
         found, left = super().parse_known_args(*args, **options)
-        near = [m for w in left for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)]
+        near = [
+            m
+            for w in left
+            if w[0] == "-"
+            for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)
+        ]
         if left:
             self.error(f"unrecognized {' '.join(left)}" + f" (did you mean {', '.join(near)}?)" * bool(near))
         return found, left

@@ -286,6 +286,7 @@ class TrainingRun:
         self.context.learner = self.method.enter(self.context, stage.name)
         self.continue_stage()
         numbers = range(self.at.step, stage.steps)
+        self.say(f"{stage.name}: {len(numbers)} steps")
         for number in tqdm(numbers, stage.name, stage.steps, initial=self.at.step, disable=not self.bars):
             self.method.own_step(self.context, stage.name, number)
             self.at.step = number + 1
