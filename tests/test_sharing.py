@@ -191,3 +191,26 @@ def test_without_the_hub_the_error_says_what_else_to_do(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
     with pytest.raises(OSError, match=r"hf-hub:user/model are not on this machine .*no route"):
         models.from_pretrained("user/model")
+
+
+@torch.no_grad()
+def test_the_recipes_of_the_page_run_as_they_are_printed(
+    folder: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+    import timm
+
+    page = (Path(__file__).parent.parent / "book" / "use_it.md").read_text(encoding="utf8")
+    recipes = page.partition("## The model in other libraries")[2].partition("\n## ")[0]
+    blocks = [block.partition("```")[0] for block in recipes.split("```py\n")[1:]]
+    alone, plain, export = (block.replace("num_classes=10", "num_classes=3, channels=[8] * 4") for block in blocks)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    want = models.from_pretrained(folder).model(images)
+    for block in (alone, plain.replace("resnet50", "resnet10t")):
+        names: dict[str, Any] = {"timm": timm, "safetensors": safetensors}
+        exec(block, names)
+        near(names["model"](images), want)
+    exec("\n".join(line for line in export.splitlines() if "onnx" not in line), {"torch": torch, "tpgm": tpgm})
+    near(torch.export.load(tmp_path / "model.pt2").module()(images), want)

@@ -373,6 +373,8 @@ def _compare(args: argparse.Namespace) -> int:
         **common,
     )
     print(f"\n{found.table()}\n")
+    if len({entry.passes for entry in found.entries}) > 1:
+        print("some train the head first (epochs of the head + epochs): --set head_epochs=2 lets all do so\n")
     low, high = found.best.accuracies["val"].interval
     print(
         f"best by ID validation: {found.best.model}, {found.best.method} "
