@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -236,8 +240,6 @@ def test_the_device_is_the_one_asked_for_and_the_environment_stays(monkeypatch: 
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
     result = tpgm.finetune(small_start(), small_data(), "vanilla", device="cpu", progress=False, **QUICK)
     assert next(result.model.parameters()).device.type == "cpu"
-    import os
-
     assert os.environ["ACCELERATE_TORCH_DEVICE"] == "meta"
     with pytest.raises(ValueError, match="device must be a device that is there"):
         tpgm.finetune(small_start(), small_data(), "vanilla", device="cuda:7", progress=False)
@@ -283,3 +285,30 @@ def test_broken_images_and_extra_classes_are_left_out_of_a_run_and_of_an_evaluat
     with pytest.warns(UserWarning, match="1 classes that the ID training data do not have"):
         assert main(["evaluate", str(tmp_path / "run"), str(dark), "--quiet", "--ood-extra", "ignore"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("| 3 |")
+
+
+def test_one_ctrl_c_is_answered_once_though_it_comes_to_the_readers_too(tmp_path: Path) -> None:
+    """The terminal sends it to the whole group of processes."""
+    script = """
+import sys
+from tests.small import OneByOne, small_data, small_start
+from dataclasses import replace
+from tpgm import finetune
+data = small_data()
+data = replace(data, train=OneByOne(data.train))
+finetune(small_start(), data, "vanilla", out=sys.argv[1], epochs=100_000, batch_size=4, workers=2)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "weights, epoch 1 of" in process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.stderr.read()
+    assert told.count("SIGINT: stopping after this step") == 1
+    assert "KeyboardInterrupt: stopped between two steps; the same call continues the run" in told

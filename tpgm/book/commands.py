@@ -239,8 +239,8 @@ def _results(args: argparse.Namespace) -> None:
         print(f"figure: {args.plot}", file=sys.stderr)
     tables = [("runs", frames.flat(rows) if args.csv else frames.overview(rows))] if rows else []
     tables += [(", ".join(kind), _flat(of, exact=args.csv)) for kind, of in found.items()]
-    for number, (title, table) in enumerate(tables):
-        print("\n" * bool(number) + f"{title}\n\n" * (len(tables) > 1), end="")
+    for place, (title, table) in enumerate(tables):
+        print("\n" * bool(place) + f"{title}\n\n" * (len(tables) > 1), end="")
         print(table.to_csv(index=False) if args.csv else f"{markdown(table)}\n", end="")
 
 
