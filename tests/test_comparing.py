@@ -15,6 +15,7 @@ from tests.test_cli import backbone, paint  # noqa: F401
 from tpgm import comparing, models
 from tpgm.cli import main
 from tpgm.comparing import Compared, FinishedRun
+from tpgm.data import splits
 from tpgm.methods import make
 from tpgm.training.evaluate import Accuracy
 
@@ -189,3 +190,16 @@ def test_pixels_of_a_training_are_those_of_later_answers(backbone: Path, tmp_pat
     assert tpgm.data.image_folder(photos).train[0][0].shape == (3, 224, 224)
     cut = tpgm.data.image_folder(photos, transform=lambda image: image.size).at_size(16)
     assert cut.train[0][0] == (16, 16)
+
+
+def test_a_training_reads_files_at_the_size_of_its_model(
+    backbone: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: set[int] = set()
+    real = splits.resize_and_crop
+    monkeypatch.setattr(splits, "resize_and_crop", lambda size: sizes.add(size) or real(size))
+    data = tpgm.data.image_folder(paint(tmp_path / "photos", 1.0, count=4))
+    tpgm.finetune(backbone, data, "vanilla", workers=0, **QUICK)
+    assert sizes == {16}

@@ -330,7 +330,7 @@ def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Pa
 def leave_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of a run whose result could not be written."""
     with monkeypatch.context() as patch:
-        patch.setattr("tpgm.models.save", full_disk)
+        patch.setattr("tpgm.models.save_pretrained", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_finetune(small_start(), small_data(), "vanilla", out=folder, progress=False, **FAST)
 
@@ -377,7 +377,7 @@ def test_a_full_disk_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: pytes
     start, data = small_start(), small_data()
     expected = run_finetune(start, data, "tpgm", progress=False, **settings("tpgm"))
     with monkeypatch.context() as patch:
-        patch.setattr("tpgm.models.save", full_disk)
+        patch.setattr("tpgm.models.save_pretrained", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
     assert (tmp_path / "checkpoint.pt").exists()
