@@ -369,7 +369,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, monkeypatch: py
 # --- things go wrong
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
