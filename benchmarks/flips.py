@@ -64,7 +64,8 @@ def checkpoint(room: Path) -> Kind:
     with mock.patch("tpgm.models.save_pretrained", stop):  # the run ends, its files are not written
         unfinished(run)
     # what goes on from a good checkpoint would train: that it got so far is acceptance
-    return Kind("checkpoint of a run", folder / "checkpoint.pt", lambda: patched("tpgm.training.loop.TrainingRun.train", run))
+    target = "tpgm.training.loop.TrainingRun.train"
+    return Kind("checkpoint of a run", folder / "checkpoint.pt", lambda: patched(target, run))
 
 
 def patched(target: str, act: Callable[[], Any]) -> None:
