@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from tests.small import small_data, small_start
 from tpgm.book.experiments import experiment
-from tpgm.training.loop import _Run, finetune
+from tpgm.training.loop import TrainingRun, finetune
 
 METHODS: dict[str, dict[str, Any]] = {
     "tpgm": {"optimizer": "sgd", "updates": 1},
@@ -45,16 +45,16 @@ CONDITIONS: dict[str, dict[str, str]] = {
 
 def one(model: str, method: str, folder: Path, stop: int) -> None:
     """A run in `folder`; with `stop` it ends, as if killed, at so many boundaries between steps."""
-    passed, boundary = 0, _Run.boundary
+    passed, boundary = 0, TrainingRun.boundary
 
-    def counted(self: _Run, *arguments: Any, **named: Any) -> None:
+    def counted(self: TrainingRun, *arguments: Any, **named: Any) -> None:
         nonlocal passed
         passed += 1
         if passed == stop:
             os._exit(9)
         boundary(self, *arguments, **named)
 
-    with mock.patch.object(_Run, "boundary", counted):
+    with mock.patch.object(TrainingRun, "boundary", counted):
         if model == "small":
             common: dict[str, Any] = {"epochs": 2, "batch_size": 8, "progress": False, "checkpoint_seconds": 0}
             finetune(small_start(), small_data(), method, out=folder, **common, **METHODS[method])

@@ -61,10 +61,11 @@ def checkpoint(room: Path) -> Kind:
     def run() -> None:
         finetune(small_start(), small_data(), "tpgm", out=folder, **QUICK)
 
-    with mock.patch("tpgm.models.save", stop):  # the run ends, its files are not written
+    with mock.patch("tpgm.models.save_pretrained", stop):  # the run ends, its files are not written
         unfinished(run)
     # what goes on from a good checkpoint would train: that it got so far is acceptance
-    return Kind("checkpoint of a run", folder / "checkpoint.pt", lambda: patched("tpgm.training.loop._Run.train", run))
+    target = "tpgm.training.loop.TrainingRun.train"
+    return Kind("checkpoint of a run", folder / "checkpoint.pt", lambda: patched(target, run))
 
 
 def patched(target: str, act: Callable[[], Any]) -> None:

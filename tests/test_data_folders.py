@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 
 from tests.trees import WNIDS, domainnet_tree, imagenet_tree, write_classes, write_image
-from tpgm.data import DataSplits, ImageArray, ImageFiles, domainnet, image_folder, imagenet, resize_and_crop
+from tpgm.data import (
+    DataSplits,
+    ImageArray,
+    ImageFiles,
+    broken_images,
+    domainnet,
+    image_folder,
+    imagenet,
+    resize_and_crop,
+)
 from tpgm.data.splits import hold_out, label_fraction, shuffled
 from tpgm.training import finetune
 
@@ -284,8 +293,9 @@ def test_everything_left_out_is_counted_in_one_warning(tmp_path: Path, monkeypat
         image_folder(tmp_path / "photos", {"drawn": tmp_path / "drawings"})
     (message,) = {str(w.message) for w in caught}
     assert message == (
-        f"{tmp_path / 'photos'}: 9 files or folders are left out: 2 outside the class folders, 2 hidden, 2 .heic that "
-        "Pillow cannot read here (pip install pillow-heif), 2 .txt, 1 without an ending"
+        f"{tmp_path / 'photos'}: 9 files or folders are left out: 2 outside the class folders (no-class.png, "
+        "no-class.png), 2 hidden (.hidden.png, .thumbnails), 2 .heic that Pillow cannot read here (pip install "
+        "pillow-heif) (1.heic, 2.HEIC), 2 .txt (notes.txt, more.txt), 1 without an ending (LICENCE)"
     )
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -459,3 +469,48 @@ def test_an_ood_test_has_a_name_that_no_table_uses(name: str, tmp_path: Path) ->
     assert image_folder(tmp_path / "photos", ood={"sk": tmp_path / "sk"}).ood_tests
     with pytest.raises(ValueError, match="an OOD test cannot be called"):
         image_folder(tmp_path / "photos", ood={name: tmp_path / "sk"})
+
+
+def cut_short(path: Path) -> Path:
+    """An image whose header is whole."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    return path
+
+
+def test_broken_images_are_left_out_by_name_and_the_others_stay_in_their_parts(tmp_path: Path) -> None:
+    flat(tmp_path / "photos", "cat", "dog", count=8)
+    flat(tmp_path / "drawings", "cat")
+    before = image_folder(tmp_path / "photos", {"drawn": tmp_path / "drawings"})
+    broken = [before.train.paths[0], before.ood_tests["drawn"].paths[1]]
+    for path in broken:
+        cut_short(path)
+    assert list(broken_images([*before.train.paths, *before.ood_tests["drawn"].paths])) == broken
+    with pytest.warns(UserWarning, match=r"2 files or folders are left out: 2 that cannot be read \(.*\.png"):
+        after = image_folder(tmp_path / "photos", {"drawn": tmp_path / "drawings"}, skip_broken=True)
+    assert after.train.paths == before.train.paths[1:]
+    assert after.train.labels.tolist() == before.train.labels[1:].tolist()
+    assert (after.val.paths, after.id_test.paths) == (before.val.paths, before.id_test.paths)
+    assert len(after.ood_tests["drawn"]) == len(before.ood_tests["drawn"]) - 1
+    for path in before.train.paths:
+        if path.parent.name == "dog":
+            cut_short(path)
+    with pytest.raises(ValueError, match="no training image of 'dog' that can be read: cannot read the image"):
+        image_folder(tmp_path / "photos", skip_broken=True)
+
+
+def test_classes_that_only_an_ood_folder_has_are_left_out_when_asked(tmp_path: Path) -> None:
+    flat(tmp_path / "photos", "cat", "dog")
+    flat(tmp_path / "drawings", "cat", "yak", "zebra")
+    ood = {"drawn": tmp_path / "drawings"}
+    with pytest.raises(ValueError, match=r"do not have: yak, zebra; .*--ood-extra ignore"):
+        image_folder(tmp_path / "photos", ood)
+    with pytest.warns(UserWarning, match=r"2 classes that the ID training data do not have \(yak, zebra\)"):
+        found = image_folder(tmp_path / "photos", ood, ood_extra="ignore")
+    assert set(found.ood_tests["drawn"].labels.tolist()) == {0}
+    flat(tmp_path / "others", "yak")
+    with pytest.raises(ValueError, match="do not have: yak"):  # nothing would be left
+        image_folder(tmp_path / "photos", {"others": tmp_path / "others"}, ood_extra="ignore")
+    with pytest.raises(ValueError, match="ood_extra must be one of"):
+        image_folder(tmp_path / "photos", ood, ood_extra="drop")  # type: ignore[arg-type]

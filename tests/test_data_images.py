@@ -17,8 +17,7 @@ from PIL import Image
 
 from tpgm import cli, models
 from tpgm.data import Preparation, image_folder, images, resize_and_crop
-from tpgm.data.folders import _shortened
-from tpgm.data.images import check_header, read_image, rgb
+from tpgm.data.images import _shortened, check_header, read_image, rgb
 from tpgm.training.batches import read
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)

@@ -107,7 +107,14 @@ def test_training_learns_and_the_result_says_so(tmp_path: Path) -> None:
     assert row["accuracies"]["id_test"]["correct"] == result.accuracies["id_test"].correct
     assert row["ood_mean"] == pytest.approx(result.ood["dark"].value)
     assert "| id_test |" in result.table()
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"model.safetensors", "result.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "result.json",
+        "report.html",
+        "learning.png",
+    }
     with pytest.raises(FileExistsError, match="finished run"):
         run_finetune(start, data, "lp-ft", out=tmp_path / "run")
 
@@ -323,7 +330,7 @@ def test_a_signal_in_the_middle_loses_nothing(kill: signal.Signals, tmp_path: Pa
 def leave_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of a run whose result could not be written."""
     with monkeypatch.context() as patch:
-        patch.setattr("tpgm.models.save", full_disk)
+        patch.setattr("tpgm.models.save_pretrained", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_finetune(small_start(), small_data(), "vanilla", out=folder, progress=False, **FAST)
 
@@ -362,7 +369,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, monkeypatch: py
 # --- things go wrong
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -370,7 +377,7 @@ def test_a_full_disk_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: pytes
     start, data = small_start(), small_data()
     expected = run_finetune(start, data, "tpgm", progress=False, **settings("tpgm"))
     with monkeypatch.context() as patch:
-        patch.setattr("tpgm.models.save", full_disk)
+        patch.setattr("tpgm.models.save_pretrained", full_disk)
         with pytest.raises(OSError, match="No space left"):
             run_finetune(start, data, "tpgm", out=tmp_path, progress=False, **settings("tpgm"))
     assert (tmp_path / "checkpoint.pt").exists()

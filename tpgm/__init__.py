@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpgm.averaging import model_stock, soup
+    from tpgm.comparing import compare
     from tpgm.constraint import TPGM
     from tpgm.inference import evaluate, predict
     from tpgm.interpolation import interpolate
@@ -12,12 +13,24 @@ if TYPE_CHECKING:
     from tpgm.reporting import report
     from tpgm.training import finetune
 
-__all__ = ["TPGM", "evaluate", "finetune", "interpolate", "model_stock", "predict", "project", "report", "soup"]
+__all__ = [
+    "TPGM",
+    "compare",
+    "evaluate",
+    "finetune",
+    "interpolate",
+    "model_stock",
+    "predict",
+    "project",
+    "report",
+    "soup",
+]
 __version__ = "0.1.0"
 
 # imported when first asked for: the command line's help should not wait for torch, nor a constraint for accelerate
 _HOME = {
     "TPGM": "tpgm.constraint",
+    "compare": "tpgm.comparing",
     "evaluate": "tpgm.inference",
     "finetune": "tpgm.training.loop",
     "interpolate": "tpgm.interpolation",

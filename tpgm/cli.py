@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors are one line on stderr unless ``--debug`` is given."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.called = sys.argv[1:] if arguments is None else list(arguments)
     formatted, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"tpgm: {message}\n"
     try:
         return args.run(args) or 0
@@ -65,20 +66,96 @@ class _Once(argparse._StoreAction):
 
 
 class _Parser(argparse.ArgumentParser):
+    """Each option once; a command that has --config takes the values of that file as its defaults."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _Once)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:  # each command answers for its own arguments
+        if args and args[0] is not None and "--config" in self._option_string_actions:
+            self._configure(list(args[0]))
         found, left = super().parse_known_args(*args, **options)
-        near = [m for w in left for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)]
+        near = [
+            m
+            for w in left
+            if w[0] == "-"
+            for m in difflib.get_close_matches(w.split("=")[0], self._option_string_actions, n=1)
+        ]
         if left:
             self.error(f"unrecognized {' '.join(left)}" + f" (did you mean {', '.join(near)}?)" * bool(near))
         return found, left
 
+    def _configure(self, given: list[str]) -> None:
+        """Positional arguments and required options that a file or other options stand for may be left out."""
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in ("config", "checkpoint", "architecture"):
+            peek.add_argument(f"--{name}", type=Path)
+        seen = peek.parse_known_args(given)[0]
+        known = {action.dest: action for action in self._actions if action.dest not in ("help", "config", "debug")}
+        if seen.checkpoint and seen.architecture:
+            known["model"].nargs, known["model"].required = "?", False
+        if seen.config is None:
+            return
+        try:
+            for name, value in _read_config(seen.config).items():
+                if (action := known.get(name.replace("-", "_"))) is None:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"; did you mean {near[0]}?" if near else f"; it may have {', '.join(known)}"
+                    raise ValueError(f"{seen.config} has {name!r}, which this command has not{hint}")
+                action.default, action.required = _as_given(self, action, name, value), False
+                if not action.option_strings:
+                    action.nargs = "?"
+        except (OSError, ValueError, argparse.ArgumentTypeError) as error:
+            self.error(f"--config: {error}")
+
     def error(self, message: str) -> NoReturn:
         super().error(f"{message}; see {self.prog} --help")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file. Raises OSError, or ValueError if it holds something else."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        import json
+
+        found = json.loads(text)
+    else:
+        import yaml
+
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
+        raise ValueError(f"{file} must hold names and values, such as 'epochs: 3'")
+    return found
+
+
+def _as_given(parser: argparse.ArgumentParser, action: argparse.Action, name: str, value: Any) -> Any:
+    """A value of a configuration as the command line would have read it. Raises ValueError."""
+
+    def one(single: Any) -> Any:
+        if isinstance(single, dict | list) or single is None:
+            raise ValueError(f"{name} must be a single value, got {single!r}")
+        try:
+            read = action.type(str(single)) if callable(action.type) else str(single)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        if action.choices is not None and read not in action.choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, action.choices))}, got {read!r}")
+        return read
+
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        return value
+    if isinstance(value, dict) and isinstance(action.default, list):
+        return [f"{key}={one(single)}" for key, single in value.items()]
+    if isinstance(action.default, list) or action.nargs == "+":
+        return [one(single) for single in (value if isinstance(value, list) else [value])]
+    return one(value)
 
 
 def number(low: float = -math.inf, *, whole: bool = False, above: bool = False) -> Callable[[str], Any]:
@@ -109,9 +186,32 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    training = _Parser(add_help=False)
+    training.add_argument(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="YAML or JSON with this command's arguments by name; options given besides come first",
+    )
+    training.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    training.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
+    training.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
+    for name, (default, about) in _COMMON.items():
+        of = number(0, whole=isinstance(default, int))
+        training.add_argument(f"--{name.replace('_', '-')}", type=of, help=f"{about} (default: {default})")
+    training.add_argument(
+        "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
+    )
+    training.add_argument(
+        "--ood-extra", choices=("refuse", "ignore"), default="refuse", help="classes that only an OOD folder has"
+    )
+    training.add_argument("--skip-broken", action="store_true", help="read all images first, leave out the broken ones")
+    training.add_argument("--check", action="store_true", help="only read all images, and name those that are broken")
+    training.add_argument("--quiet", action="store_true", help="no progress")
+
     finetune = commands.add_parser(
         "finetune",
-        parents=[debug],
+        parents=[debug, training],
         help="fine-tune a pre-trained model and test it in and out of distribution",
         epilog="Examples: tpgm finetune efficientnet-lite0 icons --size 64 --method lp-ft --out runs/lp-ft; "
         "tpgm finetune timm/resnet50 photos/ --ood sketches=drawings/ --method tpgm --set norm=l2 --out runs/mine",
@@ -121,16 +221,45 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    finetune.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER", help="an OOD folder to test on")
-    finetune.add_argument("--size", type=number(1, whole=True), help="image side in pixels (default: the model's own)")
     finetune.add_argument(
-        "--train-per-class", type=number(1, whole=True), help="icons: at most so many training images of each class"
+        "--checkpoint", type=path, metavar="FILE", help="weights of other projects, for the architecture MODEL"
+    )
+    finetune.add_argument(
+        "--architecture", metavar="NAME", help="such as timm/resnet50, where MODEL or --checkpoint is a file without it"
+    )
+    finetune.add_argument(
+        "--dry-run", action="store_true", help="check data and model, take three steps, tell time and memory"
+    )
+    finetune.add_argument(
+        "--log", action="append", default=[], choices=("csv", "tensorboard", "wandb"), help="where epochs go as well"
     )
     finetune.add_argument(
         "--checkpoint-seconds", type=number(0), default=60.0, metavar="S", help="between checkpoints (default: 60)"
     )
-    finetune.add_argument("--quiet", action="store_true", help="no progress bars")
     finetune.set_defaults(run=_finetune)
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[debug, training],
+        help="fine-tune by several methods under equal budgets, show them in one table and keep the best model",
+        epilog="Example: tpgm compare photos/ --ood sketches=drawings/ --methods vanilla tpgm-end --epochs 5 "
+        "--out runs/compared. What is finished is skipped: call it again after an interruption.",
+    )
+    compare.add_argument("data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of classes")
+    compare.add_argument("--models", nargs="+", type=filled, default=["efficientnet-lite0"], help="names or files")
+    compare.add_argument(
+        "--methods", nargs="+", default=["vanilla", "lp-ft", "wise-ft", "tpgm-end"], help="see 'tpgm methods'"
+    )
+    compare.add_argument("--out", type=path, required=True, help="folder of runs, table, figure and the best model")
+    compare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of all methods that have it, or as METHOD.NAME=VALUE of one",
+    )
+    compare.add_argument("--keep", choices=("best", "all"), default="best", help="whose weights (default: best)")
+    compare.set_defaults(run=_compare)
 
     using = _Parser(add_help=False)
     using.add_argument("model", type=filled, help="a run's folder, a model's file, or a name tpgm.models.load knows")
@@ -157,9 +286,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("folders", nargs="+", type=filled, metavar="FOLDER", help="FOLDER or NAME=FOLDER")
     evaluate.add_argument(
+        "--ood-extra", choices=("refuse", "ignore"), default="refuse", help="classes that the model does not have"
+    )
+    evaluate.add_argument(
         "--out", type=path, help="folder for counts, scores of classes, confusion and the worst answers as figures"
     )
     evaluate.set_defaults(run=_evaluate)
+
+    push = commands.add_parser(
+        "push",
+        parents=[debug],
+        help="put a finished run's model on the Hugging Face Hub",
+        epilog="Example: tpgm push runs/mine user/model --private. Log in first: hf auth login.",
+    )
+    push.add_argument("folder", type=path, help="the folder of a finished run")
+    push.add_argument("repo", type=filled, help="USER/MODEL, made if it does not exist")
+    push.add_argument("--private", action="store_true", help="a new repository is private")
+    push.set_defaults(run=_push)
 
     methods = commands.add_parser("methods", parents=[debug], help="list the methods, or one method's settings")
     methods.add_argument("method", nargs="?")
@@ -182,25 +325,103 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _finetune(args: argparse.Namespace) -> None:
+# settings that have an option of their own: default and help
+_COMMON: dict[str, tuple[float, str]] = {
+    "epochs": (5, "passes over the training data"),
+    "lr": (3e-4, "highest learning rate"),
+    "seed": (0, "of the new head, the order of the data, augmentation and dropout"),
+    "batch_size": (64, "training images a step"),
+    "patience": (0, "early stopping: after so many epochs without a better ID validation accuracy; 0: never"),
+}
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    """The texts of the settings, from their own options and from --set."""
+    own = [f"{name}={value}" for name in _COMMON if (value := getattr(args, name)) is not None]
+    return pairs([*own, *args.set], "--set")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    import shlex
+
+    from tpgm.comparing import compare
+    from tpgm.methods import options, parse
+
+    if args.check:
+        return _check(args)
+    valid = {method: options(method) for method in args.methods}
+    own: dict[str, dict[str, Any]] = {}
+    common: dict[str, Any] = {}
+    for name, value in _settings(args).items():
+        method, dot, setting = name.rpartition(".")
+        if dot:
+            own.setdefault(method, {})[setting] = parse(method, setting, value)
+        else:
+            having = next((m for m in valid if name in valid[m]), args.methods[0])
+            common[name] = parse(having, name, value)
+    found = compare(
+        _data(args),
+        args.models,
+        args.methods,
+        out=args.out,
+        size=args.size,
+        device=args.device,
+        keep=args.keep,
+        progress=not args.quiet,
+        command=shlex.join(["tpgm", *args.called]),
+        own=own,
+        **common,
+    )
+    print(f"\n{found.table()}\n")
+    if len({entry.passes for entry in found.entries}) > 1:
+        print("some train the head first (epochs of the head + epochs): --set head_epochs=2 lets all do so\n")
+    low, high = found.best.accuracies["val"].interval
+    print(
+        f"best by ID validation: {found.best.model}, {found.best.method} "
+        f"({100 * low:.1f} to {100 * high:.1f} %, 95 % interval)\nmodel: {args.out / 'best'}\n"
+        f"table and figure: {args.out / 'comparison.csv'}, .md, .svg, .png"
+    )
+    return 0
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    import shlex
+
     from tpgm.methods import make, parse
     from tpgm.training.loop import finetune
 
-    given = pairs(args.set, "--set")
-    settings = {name: parse(args.method, name, value) for name, value in given.items()}
+    settings = {name: parse(args.method, name, value) for name, value in _settings(args).items()}
     make(args.method, settings)  # before any data are built
+    if args.check:
+        return _check(args)
+    model, architecture = args.model, args.architecture
+    if args.checkpoint is not None:
+        if model and architecture:
+            raise ValueError("--checkpoint goes with MODEL as its architecture, or with --architecture: give one")
+        model, architecture = args.checkpoint, model or architecture
+    common = {"size": args.size, "device": args.device, "architecture": architecture}
+    if args.dry_run:
+        from tpgm.training.rehearsal import rehearse
+
+        print(rehearse(model, _data(args), args.method, settings=settings, **common))
+        there = "; holds a finished run already" if (args.out / "result.json").exists() else ""
+        print(f"nothing was written; without --dry-run it would be to {args.out}{there}")
+        return 0
     result = finetune(
-        args.model,
+        model,
         _data(args),
         args.method,
         out=args.out,
-        size=args.size,
         progress=not args.quiet,
         checkpoint_seconds=args.checkpoint_seconds,
+        log=args.log,
+        command=shlex.join(["tpgm", *args.called]),
+        **common,
         **settings,
     )
     print(f"\n{result.method}: {result.seconds:.0f} s of training\n\n{result.table()}\n")
-    print(f"model, result and figure: {args.out}")
+    print(f"model, result and figures: {args.out}; to look at: {args.out / 'report.html'}")
+    return 0
 
 
 def _data(args: argparse.Namespace) -> DataSplits:
@@ -215,7 +436,31 @@ def _data(args: argparse.Namespace) -> DataSplits:
     if args.train_per_class is not None:
         raise ValueError("--train-per-class goes with the icons only")
     folders = {name: path(folder) for name, folder in pairs(args.ood, "--ood").items()}
-    return data.image_folder(Path(args.data), ood=folders, transform=data.resize_and_crop(args.size or 224))
+    return data.image_folder(
+        Path(args.data), ood=folders, ood_extra=args.ood_extra, skip_broken=args.skip_broken or args.check
+    )
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Read every image; 1 if one is broken."""
+    from tpgm.data.folders import images_in
+    from tpgm.data.images import broken_images
+
+    if args.data.partition(":")[0] == "icons":
+        raise ValueError("--check goes with a folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # _data tells what is left out
+        images = images_in([Path(args.data), *map(Path, pairs(args.ood, "--ood").values())])
+    broken = broken_images(images)
+    for reason in broken.values():
+        print(reason)
+    print(f"{len(images)} images, {len(broken)} broken" + "; --skip-broken leaves them out" * bool(broken))
+    found = _data(args)
+    parts = {"train": found.train, "val": found.val, "id_test": found.id_test, **found.ood_tests}
+    print(
+        f"{len(found.class_names)} classes; images: {', '.join(f'{name} {len(part)}' for name, part in parts.items())}"
+    )
+    return int(bool(broken))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -261,11 +506,20 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_writable(args.out / "evaluation.json")
     model, _ = opened(args.model)
-    found = {name: evaluate(model, path(folder), **_using(args)) for name, folder in folders.items()}
+    found = {
+        name: evaluate(model, path(folder), ood_extra=args.ood_extra, **_using(args))
+        for name, folder in folders.items()
+    }
     print(summary(found))
     if args.out is not None:
         write(args.out, found)
         print(f"\ncounts, scores of classes and figures: {args.out}")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from tpgm.models import push_to_hub
+
+    print(push_to_hub(args.folder, args.repo, private=args.private))
 
 
 def _using(args: argparse.Namespace) -> dict[str, Any]:

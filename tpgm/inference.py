@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from tpgm import check
 from tpgm._engine.gradients import eval_mode
-from tpgm.data.folders import images_in, labelled_folder, resize_and_crop
-from tpgm.data.images import check_header, read_image
+from tpgm.data.folders import Extra, images_in, labelled_folder
+from tpgm.data.images import READERS, check_header, read_image, resize_and_crop
 from tpgm.files import write_aside
 from tpgm.models.architectures import need
 from tpgm.models.loading import load
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Model = Pretrained | str | Path
-_READERS = 8  # threads that read images; Pillow decodes outside the interpreter's lock
 
 
 class ClassScore(NamedTuple):
@@ -161,19 +160,22 @@ def evaluate(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     skip_broken: bool = False,
+    ood_extra: Extra = "refuse",
     progress: bool = False,
 ) -> Evaluation:
     """The model's answers on a folder of class folders, whose names must be among the model's; some may be missing.
 
-    Arguments and errors as for `predict`; also ValueError for a model without class names or another class.
+    Arguments and errors as for `predict`. ood_extra: "ignore" leaves out classes that the model does not have. Also
+    ValueError for a model without class names or another class.
     """
     check.number("batch_size", batch_size, 1, whole=True)
+    check.choice("ood_extra", ood_extra, get_args(Extra))
     start, names = opened(model)
     if start.class_names is None:
         raise ValueError(
             f"{start.name} has no class names, which a folder's classes could be: give them to load or save"
         )
-    files, labels = labelled_folder(check.path("folder", folder), names)
+    files, labels = labelled_folder(check.path("folder", folder), names, ood_extra)
     label_of = dict(zip(files, labels, strict=True))
     kept: list[Path] = []
     parts = []
@@ -220,12 +222,7 @@ def opened(model: Model) -> tuple[Pretrained, tuple[str, ...]]:
     """The model, loaded where a name, file or run's folder is given, and the names of its classes, numbers if it has
     none. Raises FileNotFoundError for a folder without a model."""
     if not isinstance(model, Pretrained):
-        path = check.path("model", model, "a model's name, the file of one, or the folder of a run")
-        if path.is_dir():
-            path = path / "model.safetensors"
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file; give the folder of a finished run, or a model's file")
-            model = path
+        check.path("model", model, "a model's name, the file of one, or the folder of a run")
         model = load(model)
     classes = len(model.model.get_parameter(f"{model.head}.weight"))
     return model, model.class_names or tuple(map(str, range(classes)))
@@ -263,7 +260,7 @@ def _answers(
     bar = need("tqdm", "train").tqdm(total=len(files), desc="images", disable=not progress)
     try:
         start.model.to(chosen)
-        with bar, ThreadPoolExecutor(_READERS) as readers, eval_mode(start.model):
+        with bar, ThreadPoolExecutor(READERS) as readers, eval_mode(start.model):
             for at in range(0, len(files), batch_size):
                 batch = files[at : at + batch_size]
                 read_ones = list(zip(batch, readers.map(partial(tried, prepared), batch), strict=True))

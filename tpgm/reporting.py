@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,3 +150,79 @@ def ratios_by_depth(ratios: Mapping[str, float], model: nn.Module, title: str = 
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5, columnspacing=1.2, handletextpad=0.2)
         plt.close(figure)
     return figure
+
+
+def learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Training loss (of an epoch's last batch) and ID validation accuracy by epoch; a line where a stage begins.
+
+    history: of a `tpgm.training.Result`. Raises ImportError without matplotlib.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_LOOK):
+        figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+        epochs = range(1, len(history) + 1)
+        starts = [n for n, (a, b) in enumerate(pairwise(history), 1) if a["stage"] != b["stage"]]
+        for axes, name, scale, label in zip(
+            figure.subplots(1, 2),
+            ("loss", "val"),
+            (1, 100),
+            ("training loss", "ID validation accuracy (%)"),
+            strict=True,
+        ):
+            axes.plot(epochs, [scale * h[name] for h in history], "o-", color=_COLORS[0], markersize=4)
+            for n in starts:
+                axes.axvline(n + 0.5, color="0.6", linestyle="--")
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}"
+    "td,th{border-bottom:1px solid #ccc;padding:.2rem .7rem;text-align:left}"
+    "svg{max-width:100%;height:auto}pre{white-space:pre-wrap;background:#f4f4f4;padding:.7rem}"
+)
+
+
+def page(row: Mapping[str, Any], figures: Iterable[Figure]) -> str:
+    """A run's report as one HTML page that needs no other file; row: what ``result.json`` holds."""
+
+    def table(lines: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
+        cells = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"] if head else []
+        cells += [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in line)}</tr>" for line in lines]
+        return f"<table>{''.join(cells)}</table>"
+
+    scores = []
+    for name, found in row["accuracies"].items():
+        share, low, high = (100 * value for value in (found["accuracy"], *found["interval"]))
+        scores.append((name, f"{share:.1f}", f"{low:.1f} to {high:.1f}", found["total"]))
+    if row["ood_mean"] is not None:
+        scores.append(("OOD mean", f"{100 * row['ood_mean']:.1f}", "", ""))
+    drawn = []
+    for figure in figures:
+        text = io.StringIO()
+        figure.savefig(text, format="svg")
+        drawn.append(text.getvalue().partition("<svg")[2])
+    title = escape(f"{row['model']['name']}, {row['method']}, {row['data']['name']}")
+    model, data = row["model"], row["data"]
+    images = ", ".join(f"{name} {count}" for name, count in data["images"].items())
+    about = [
+        ("model", f"{model['name']} ({model['architecture'] or 'of your own'}), {model['size']} pixels"),
+        ("data", f"{data['name']}, {data['classes']} classes; images: {images}"),
+        ("training", f"{row['seconds']:.0f} s on {row['hardware']}, ended {row['time']}"),
+        ("versions", ", ".join(f"{package} {version}" for package, version in row["versions"].items())),
+    ]
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
+        f"<h1>{title}</h1>",
+        table(scores, ("data", "accuracy (%)", "95 % interval", "images")),
+        *(f"<svg{one}" for one in drawn),
+        "<h2>How it was made</h2>",
+        f"<pre>{escape(row['command'])}</pre>",
+        table(about),
+        table(row["settings"].items(), ("setting", "value")),
+    ]
+    return "\n".join(parts) + "\n"

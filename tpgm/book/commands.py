@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpgm.cli import filled, number, pairs, path
 from tpgm.files import require_writable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -42,9 +45,11 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         help="show result rows as a table, CSV or figure",
         epilog="Example: tpgm results results/resnet-*.jsonl --csv > rows.csv",
     )
-    results.add_argument("files", nargs="+", type=path, help="files of JSON lines")
+    results.add_argument("files", nargs="+", type=path, help="files of JSON lines of any kind, or result.json of runs")
     results.add_argument("--csv", action="store_true", help="one line a row, comma separated")
-    results.add_argument("--plot", type=path, metavar="FILE", help="ID against OOD accuracy, a panel for each model")
+    results.add_argument(
+        "--plot", type=path, metavar="FILE", help="ID against OOD accuracy, a panel for each model: .svg, .pdf, .png"
+    )
     results.set_defaults(run=_results)
 
     pretrain = commands.add_parser(
@@ -206,29 +211,80 @@ def _results(args: argparse.Namespace) -> None:
     real = [file.resolve() for file in args.files]
     if twice := [str(file) for file, of in zip(args.files, real, strict=True) if real.count(of) > 1]:
         raise ValueError(f"{' and '.join(twice)} are one file: give it once, or its rows count twice")
-    rows = experiment.read(*args.files)
-    if not rows:
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for file in args.files:
+        for row in [_of_a_run(file)] if file.suffix == ".json" else experiment.read(file):
+            found.setdefault(_kind(row, file), []).append(row)
+    if not found:
         raise ValueError(f"no rows in {', '.join(map(str, args.files))}: give files that tpgm experiment wrote")
-    experiment.check_rows(rows, ", ".join(map(str, args.files)))
+    rows = found.pop(("runs",), [])
     if args.plot:
         from matplotlib.backend_bases import FigureCanvasBase
 
         from tpgm.book.plots.comparison import id_against_ood
         from tpgm.files import write_aside
 
+        if not rows:
+            raise ValueError(f"--plot draws runs of tpgm experiment: {', '.join(map(str, args.files))} has none")
         kind, kinds = args.plot.suffix.lstrip(".") or "png", FigureCanvasBase.get_supported_filetypes()
         if kind not in kinds:
             raise ValueError(f"--plot {args.plot}: the figure's file must end in one of {', '.join(sorted(kinds))}")
         panels: dict[str, dict[str, variants.Variant]] = {}
-        for (model, label, number), variant in variants.grouped(rows).items():
-            panels.setdefault(model, {})[f"{label} {number}"] = variant
+        grouped = variants.grouped(rows)
+        several = {label for _, label, number in grouped if int(number) > 1}
+        for (model, label, number), variant in grouped.items():
+            panels.setdefault(model, {})[f"{label} {number}" if label in several else label] = variant
         with write_aside(args.plot) as aside:
             id_against_ood(panels).savefig(aside, format=kind)
         print(f"figure: {args.plot}", file=sys.stderr)
-    if args.csv:
-        print(frames.flat(rows).to_csv(index=False), end="")
-    else:
-        print(markdown(frames.overview(rows)))
+    tables = [("runs", frames.flat(rows) if args.csv else frames.overview(rows))] if rows else []
+    tables += [(", ".join(kind), _flat(of, exact=args.csv)) for kind, of in found.items()]
+    for place, (title, table) in enumerate(tables):
+        print("\n" * bool(place) + f"{title}\n\n" * (len(tables) > 1), end="")
+        print(table.to_csv(index=False) if args.csv else f"{markdown(table)}\n", end="")
+
+
+def _of_a_run(file: Path) -> dict[str, Any]:
+    """A run's ``result.json``. Raises FileNotFoundError, or ValueError for another file."""
+    from tpgm.files import unsealed
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; check the path, or finish the run")
+    return unsealed(file.read_bytes(), str(file))
+
+
+def _kind(row: Any, file: Path) -> tuple[str, ...]:
+    """Under what a row is shown: ("runs",), or its file and part. Raises ValueError, naming the file, for no row."""
+    from tpgm.book.experiments import experiment
+
+    scores = {"val", "id", "ood", "seconds", "config"}
+    if isinstance(row, dict) and "versions" in row and not (scores <= row.keys() and "label" in row["config"]):
+        if file.suffix == ".json":
+            return ("results of runs",)
+        return (file.name, str(row["part"])) if "part" in row else (file.name,)
+    experiment.check_rows([row], str(file))
+    return ("runs",)
+
+
+_BESIDES = ("part", "versions", "format", "sha256", "confusion", "settings", "history", "data", "command", "time")
+
+
+def _flat(rows: Iterable[dict[str, Any]], exact: bool) -> pd.DataFrame:
+    """Rows of any kind, a column for each number and text, "seconds.mars" for those inside; without lists, and without
+    entries of more than twelve. exact: numbers as they are, else in four digits."""
+    import pandas as pd
+
+    def cells(row: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+        for name, value in row.items():
+            if isinstance(value, list) or name in (_BESIDES if exact else (*_BESIDES, "hardware", "commit")):
+                continue
+            if isinstance(value, dict):
+                if len(value) <= 12:
+                    yield from cells(value, f"{before}{name}.")
+            else:
+                yield f"{before}{name}", value if exact or not isinstance(value, float) else f"{value:.4g}"
+
+    return pd.DataFrame([dict(cells(row)) for row in rows], dtype=object)
 
 
 def _pretrain(args: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpgm.data.folders import Labelled, resize_and_crop, split_off, thin
+from tpgm.data.folders import Labelled, split_off, thin
+from tpgm.data.images import resize_and_crop
 from tpgm.data.splits import DataSplits, ImageFiles
 
 # domain -> size of its archive in GB, as the project page states it

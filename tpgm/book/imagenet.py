@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tpgm.data.folders import class_folders, labelled_images, resize_and_crop, same_classes, split_off, thin, warn_of
+from tpgm.data.folders import LeftOut, class_folders, labelled_images, same_classes, split_off, thin, warn_of
+from tpgm.data.images import resize_and_crop
 from tpgm.data.splits import DataSplits, ImageFiles
 
 # name -> folder inside root, what to download
@@ -60,7 +60,7 @@ def imagenet(
     for folder, archive in [*_ID.items(), *(SHIFTS[name] for name in ood)]:
         if not (root / folder).is_dir():
             raise FileNotFoundError(f"{root / folder} is missing: download {archive} and unpack it to {root / folder}")
-    left = Counter[str]()
+    left = LeftOut()
     wnids = class_folders(root / "train", left)
     every = labelled_images(root / "train", wnids, left)
     train, val = split_off(thin(every, root, fraction, seed), root, val_share, seed)
@@ -79,7 +79,7 @@ def imagenet(
 
 
 def _shifted(
-    folder: Path, wnids: Sequence[str], numbered: bool, transform: Callable[[Any], Any], left: Counter[str]
+    folder: Path, wnids: Sequence[str], numbered: bool, transform: Callable[[Any], Any], left: LeftOut
 ) -> ImageFiles:
     paths, labels = same_classes(folder, [str(k) for k in range(len(wnids))] if numbered else wnids, left)
     occurring = sorted(set(labels))

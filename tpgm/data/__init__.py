@@ -7,7 +7,8 @@ this module. This project's book adds three: `icons`, its benchmark, `domainnet`
 from importlib.metadata import entry_points
 from typing import Any
 
-from tpgm.data.folders import image_folder, resize_and_crop
+from tpgm.data.folders import image_folder
+from tpgm.data.images import broken_images, resize_and_crop
 from tpgm.data.preparation import Preparation
 from tpgm.data.splits import DataSplits, ImageArray, ImageFiles, LabelledData
 
@@ -17,6 +18,7 @@ __all__ = [
     "ImageFiles",
     "LabelledData",
     "Preparation",
+    "broken_images",
     "image_folder",
     "resize_and_crop",
 ]

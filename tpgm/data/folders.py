@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tpgm import check
-from tpgm.data.images import SUFFIXES, check_header, readable
+from tpgm.data.images import SUFFIXES, broken_images, check_header, readable
 from tpgm.data.splits import DataSplits, ImageFiles, hold_out, label_fraction
 
 _PART = re.compile(
@@ -20,22 +20,7 @@ _PART = re.compile(
 _KIND = re.compile("([ _-]?(set|data|images|split))?", re.IGNORECASE)  # may follow, as in "training_set"
 _SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")  # are no one's images
 
-
-def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
-    """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
-    from torchvision.transforms import v2
-
-    size = check.number("size", size, 1, whole=True)
-    resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
-    chain: Callable[[Any], Any] = v2.Compose([_shortened, resize, v2.CenterCrop(size), v2.PILToTensor()])
-    return chain
-
-
-def _shortened(image: Any) -> Any:
-    """The middle of an image more than 64 times as long as wide: 1 x 65000 pixels would be resized to 9 GB."""
-    (width, height), most = image.size, 64 * min(image.size)
-    left, top = max(0, width - most) // 2, max(0, height - most) // 2
-    return image.crop((left, top, width - left, height - top)) if left or top else image
+Extra = Literal["refuse", "ignore"]
 
 
 @check.keywords
@@ -49,6 +34,8 @@ def image_folder(
     test_share: float = 0.15,
     fraction: float = 100,
     seed: int = 0,
+    ood_extra: Extra = "refuse",
+    skip_broken: bool = False,
 ) -> DataSplits:
     """Your own images: one folder of ID images, and folders of OOD images of the same classes, each under a name.
 
@@ -57,19 +44,21 @@ def image_folder(
     "valid", "validation", "test_set" and the like are known too). It is read as such a split if there are images in no
     other folder; beside others, folders of these names are classes, or refused if they hold class folders.
     Classes are the sorted folder names; an OOD folder may lack some of them. Images are found at any depth, through
-    links too, by their endings. transform: PIL image (RGB) -> image, by
-    default :func:`resize_and_crop` to (3, 224, 224) uint8; train_transform: the same for the training images, by
+    links too, by their endings. transform: PIL image (RGB) -> image; by default the shorter side becomes the model's
+    size, and the centre is cut out, (3, size, size) uint8. train_transform: the same for the training images, by
     default `transform`. fraction: percentage of the training and validation labels to use. The split depends on the
-    relative file names and the seed only.
+    relative file names and the seed only. ood_extra: "ignore" leaves out images of an OOD folder whose class is not
+    among the ID data's, "refuse" is an error. skip_broken: read every image now, and leave out what cannot be read.
 
-    What is left out is counted in one warning: hidden files, files that are no image by their ending or of a kind that
-    cannot be read here, images outside the class folders, broken links, folders that links lead to a second time.
+    What is left out is counted, with examples, in one warning: hidden files, files that are no image by their ending or
+    of a kind that cannot be read here, images outside the class folders, broken links, folders that links lead to a
+    second time.
     Raises FileNotFoundError for a missing folder; ValueError, naming the folder, for a folder without classes, a
     class without images, one with too few to split, an image of two classes or in two parts, an OOD class that is not
     an ID class; OSError naming the first file
     that is no image. Only headers are looked at here; an image broken further on raises OSError when it is read.
     """
-    root, left = check.path("id_folder", id_folder), Counter[str]()
+    root, left = check.path("id_folder", id_folder), LeftOut()
     for what, share in (("val_share", val_share), ("test_share", test_share)):
         check.number(what, share, 0, 1, above=True, below=True)
     if val_share + test_share >= 1:
@@ -79,6 +68,8 @@ def image_folder(
     for what, change in (("transform", transform), ("train_transform", train_transform)):
         if change is not None:
             check.instance(what, change, Callable, "a function from a PIL image to an image")
+    check.choice("ood_extra", ood_extra, get_args(Extra))
+    check.flag("skip_broken", skip_broken)
     ood = check.mapping("ood", {} if ood is None else ood, "from names of OOD tests to their folders")
     if absent := [f"{name}={folder}" for name, folder in ood.items() if not Path(folder).is_dir()]:
         raise FileNotFoundError(f"ood {absent[0]}: no such folder; it must hold a folder of images for each class")
@@ -101,17 +92,25 @@ def image_folder(
         train, val = split_off(rest, root, val_share / (1 - test_share), seed)
         parts = {"train": train, "val": val, "test": test}
     folders = {name: check.path(f"the folder of the OOD test {name!r}", folder) for name, folder in ood.items()}
-    shifted = {name: same_classes(folder, class_names, left) for name, folder in folders.items()}
+    shifted = {name: same_classes(folder, class_names, left, ood_extra) for name, folder in folders.items()}
+    if skip_broken:
+        broken = broken_images(path for paths, _ in (*parts.values(), *shifted.values()) for path in paths)
+        if broken:
+            left["that cannot be read"] += [path.name for path in broken]
+        parts, shifted = ({name: _without(found, broken) for name, found in of.items()} for of in (parts, shifted))
+        if absent := [n for label, n in enumerate(class_names) if label not in parts["train"][1]]:
+            raise ValueError(
+                f"{root} has no training image of {absent[0]!r} that can be read: {next(iter(broken.values()))}"
+            )
     warn_of(left, root)
     _refuse_repeated(parts)
     for name, images in shifted.items():
         _refuse_repeated({**parts, f"OOD {name}": images})
-    for paths, _ in (*parts.values(), *shifted.values()):
+    for paths, _ in () if skip_broken else (*parts.values(), *shifted.values()):
         for path in paths:
             check_header(path)
     for name in ("train", "val"):
         parts[name] = thin(parts[name], root, fraction, seed)
-    transform = transform or resize_and_crop()
     return DataSplits(
         name=root.resolve().name,
         id_domain=root.resolve().name,
@@ -174,7 +173,7 @@ def _parts(root: Path) -> dict[str, Path]:
     return {part: folders[0] for part, folders in named.items()}
 
 
-def class_folders(folder: Path, left: Counter[str]) -> list[str]:
+def class_folders(folder: Path, left: LeftOut) -> list[str]:
     """The sorted names of the folders in `folder`. Raises FileNotFoundError, or ValueError if there are none.
 
     left: counts images beside them, by reason why they are left out.
@@ -182,7 +181,7 @@ def class_folders(folder: Path, left: Counter[str]) -> list[str]:
     names = [f.name for f in _folders(folder)]
     if not names:
         raise ValueError(f"{folder} has no class folders; put each class's images in a folder of the class's name")
-    if outside := len(_images_in(folder)):
+    if outside := _images_in(folder):
         left["outside the class folders"] += outside
     return names
 
@@ -196,10 +195,10 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(True for _ in _images_below(folder, Counter()))
+    return any(True for _ in _images_below(folder, LeftOut()))
 
 
-def _images_below(folder: Path, left: Counter[str]) -> Iterator[Path]:
+def _images_below(folder: Path, left: LeftOut) -> Iterator[Path]:
     """Images at any depth, through links too, each real folder once; left: counts the other files by reason."""
     seen = {place.resolve() for start in (folder.absolute(), folder.resolve()) for place in (start, *start.parents)}
     waiting = [str(folder)]
@@ -209,36 +208,45 @@ def _images_below(folder: Path, left: Counter[str]) -> Iterator[Path]:
                 if entry.name in _SYSTEM:
                     continue
                 if entry.name[0] == ".":
-                    left["hidden"] += 1
+                    left["hidden"].append(entry.name)
                 elif entry.is_dir():
                     real = Path(entry.path).resolve() if entry.is_symlink() else None
                     if real in seen:
-                        left["links to a folder that is read already"] += 1
+                        left["links to a folder that is read already"].append(entry.name)
                     else:
                         seen.add(real or Path(entry.path).resolve())
                         waiting.append(entry.path)
                 elif not entry.is_file():
-                    left["broken links"] += 1
+                    left["broken links"].append(entry.name)
                 elif _is_image(entry.name):
                     yield Path(entry.path)
                 else:
                     suffix = Path(entry.name).suffix.lower()
                     cure = " that Pillow cannot read here (pip install pillow-heif)" if suffix in SUFFIXES else ""
-                    left[f"{suffix or 'without an ending'}{cure}"] += 1
+                    left[f"{suffix or 'without an ending'}{cure}"].append(entry.name)
 
 
-def _told(left: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in left.most_common())
+class LeftOut(defaultdict[str, list[str]]):
+    """Names of files and folders that are left out, by reason."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+    def __str__(self) -> str:
+        """Counts, the largest first, each with two names."""
+        order = sorted(self.items(), key=lambda item: -len(item[1]))
+        return ", ".join(f"{len(n)} {reason} ({', '.join(n[:2])}{', …' * (len(n) > 2)})" for reason, n in order)
 
 
-def warn_of(left: Counter[str], root: Path) -> None:
-    """One warning with the counts, if anything was left out."""
+def warn_of(left: LeftOut, root: Path) -> None:
+    """One warning with counts and names, if anything was left out."""
     if left:
-        warnings.warn(f"{root}: {left.total()} files or folders are left out: {_told(left)}", stacklevel=4)
+        count = sum(map(len, left.values()))
+        warnings.warn(f"{root}: {count} files or folders are left out: {left}", stacklevel=4)
 
 
 def labelled_images(
-    folder: Path, class_names: Sequence[str], left: Counter[str], present: Sequence[str] | None = None
+    folder: Path, class_names: Sequence[str], left: LeftOut, present: Sequence[str] | None = None
 ) -> Labelled:
     """Paths, sorted by class and name, and labels. Raises ValueError for a class folder without images.
 
@@ -248,31 +256,36 @@ def labelled_images(
     labels: list[int] = []
     index = {name: label for label, name in enumerate(class_names)}
     for name in present or class_names:
-        own = Counter[str]()
+        own = LeftOut()
         found = sorted(_images_below(folder / name, own))
         if not found:
-            instead = f"; left out: {_told(own)}" if own else ""
+            instead = f"; left out: {own}" if own else ""
             raise ValueError(f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)}){instead}")
-        left.update(own)
+        for reason, names in own.items():
+            left[reason] += names
         paths += found
         labels += [index[name]] * len(found)
     return paths, labels
 
 
-def same_classes(folder: Path, class_names: Sequence[str], left: Counter[str]) -> Labelled:
-    """The images of another folder, whose classes must be among `class_names`."""
+def same_classes(folder: Path, class_names: Sequence[str], left: LeftOut, extra: Extra = "refuse") -> Labelled:
+    """The images of another folder; extra: what becomes of classes that are not among `class_names`."""
     present = class_folders(folder, left)
     if unknown := sorted(set(present) - set(class_names)):
-        listed = ", ".join(unknown[:10]) + (", …" if len(unknown) > 10 else "")
-        raise ValueError(f"{folder} has classes that the ID training data do not have: {listed}; rename or remove them")
+        present = [name for name in present if name in class_names]
+        if extra == "refuse" or not present:
+            listed = ", ".join(unknown[:10]) + (", …" if len(unknown) > 10 else "")
+            cure = "rename or remove them, or leave them out of an OOD test by ood_extra='ignore' (--ood-extra ignore)"
+            raise ValueError(f"{folder} has classes that the ID training data do not have: {listed}; {cure}")
+        left["classes that the ID training data do not have"] += unknown
     return labelled_images(folder, class_names, left, present)
 
 
-def labelled_folder(folder: Path, class_names: Sequence[str]) -> Labelled:
-    """The images of a folder of class folders, which must be among `class_names`, and their labels; one warning counts
-    what is left out. Raises FileNotFoundError, and ValueError for a folder without classes or an unknown class."""
-    left = Counter[str]()
-    found = same_classes(folder, class_names, left)
+def labelled_folder(folder: Path, class_names: Sequence[str], extra: Extra = "refuse") -> Labelled:
+    """The images of a folder of class folders and their labels; one warning counts what is left out. Raises
+    FileNotFoundError, and ValueError for a folder without classes or, unless `extra` is "ignore", an unknown class."""
+    left = LeftOut()
+    found = same_classes(folder, class_names, left, extra)
     warn_of(left, folder)
     return found
 
@@ -285,7 +298,7 @@ def images_in(places: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for place in (places := list(places)):
         if place.is_dir():
-            left = Counter[str]()
+            left = LeftOut()
             found += sorted(_images_below(place, left))
             warn_of(left, place)
         elif place.exists():
@@ -322,6 +335,10 @@ def thin(images: Labelled, root: Path, percent: float, seed: int) -> Labelled:
     if percent == 100:
         return images
     return _take(images, label_fraction(images[1], keys_of(images[0], root), percent, seed))
+
+
+def _without(images: Labelled, broken: Container[Path]) -> Labelled:
+    return _take(images, [i for i, path in enumerate(images[0]) if path not in broken])
 
 
 def _take(images: Labelled, index: Sequence[int]) -> Labelled:

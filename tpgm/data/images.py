@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tpgm import check
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +22,7 @@ SUFFIXES = (
     *(".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
 _WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa", "La")
+READERS = 8  # threads; Pillow decodes outside the interpreter's lock
 _SCALED = ("PNG", "PPM")  # of which Pillow gives 16 bits as 32, in 0 … 65535
 
 
@@ -70,6 +74,21 @@ def check_header(path: str | Path) -> None:
         _require_range(image)
 
 
+def broken_images(paths: Iterable[str | Path]) -> dict[Path, str]:
+    """The images that cannot be read, in order, each with the reason. Reads them all, to the last pixel."""
+
+    def reason(path: Path) -> str:
+        try:
+            read_image(path)
+        except OSError as error:
+            return str(error)
+        return ""
+
+    files = list(map(Path, paths))
+    with ThreadPoolExecutor(READERS) as readers:
+        return {file: told for file, told in zip(files, readers.map(reason, files), strict=True) if told}
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image]:
     images, cure = _pillow(), "replace or remove the file"
@@ -103,3 +122,21 @@ def _eight_bits(upright: Image, source: Image) -> Image:
     if (key := source.info.get("transparency")) is not None:
         grey[values == key] = 255
     return _pillow().fromarray(grey.astype(np.uint8))  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def resize_and_crop(size: int = 224) -> Callable[[Any], Any]:
+    """PIL image -> (3, size, size) uint8 tensor: shorter side to size, bicubic, and the centre square of it."""
+    from torchvision.transforms import v2
+
+    size = check.number("size", size, 1, whole=True)
+    resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
+    chain: Callable[[Any], Any] = v2.Compose([_shortened, resize, v2.CenterCrop(size), v2.PILToTensor()])
+    return chain
+
+
+def _shortened(image: Any) -> Any:
+    """The middle of an image more than 64 times as long as wide: 1 x 65000 pixels would be resized to 9 GB."""
+    (width, height), most = image.size, 64 * min(image.size)
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, width - left, height - top)) if left or top else image

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tpgm import check
-from tpgm.data.images import read_image
+from tpgm.data.images import read_image, resize_and_crop
 
 
 class LabelledData(Protocol):
@@ -60,9 +61,9 @@ class ImageArray(Dataset[tuple[Tensor, int]]):
 class ImageFiles(Dataset[tuple[Any, int]]):
     """Images on disk, read when asked for.
 
-    Item i is ``(transform(image), label)`` with the image as a PIL image in RGB, made by `tpgm.data.images.rgb`. The
-    default transform of this package's functions gives a (3, H, W) uint8 tensor, the same as :class:`ImageArray`.
-    labels: (N,) int64.
+    Item i is ``(transform(image), label)`` with the image as a PIL image in RGB, made by `tpgm.data.images.rgb`.
+    transform: None resizes and crops to (3, size, size) uint8, as :class:`ImageArray` holds them; size: 224, in a
+    training that of the model. labels: (N,) int64.
     class_subset: (K,) int64, the sorted classes that occur here, where a data set covers some of the classes only
     (ImageNet-A, ImageNet-R): accuracy is then that of the arg max over these K logits,
     ``class_subset[logits[:, class_subset].argmax(1)]``. None if all classes occur.
@@ -73,19 +74,21 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self,
         paths: Sequence[str | Path],
         labels: Sequence[int],
-        transform: Callable[[Any], Any],
+        transform: Callable[[Any], Any] | None,
         class_subset: Tensor | None = None,
     ) -> None:
         if len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels: give one label for each path")
         self.paths, self.transform, self.class_subset = tuple(map(Path, paths)), transform, class_subset
         self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.size = 224
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(read_image(self.paths[index])), int(self.labels[index])
+        transform = self.transform or resize_and_crop(self.size)
+        return transform(read_image(self.paths[index])), int(self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,19 @@ class DataSplits:
             if not 0 <= int(data.labels.min()) <= int(data.labels.max()) < len(self.class_names):
                 span = f"{int(data.labels.min())} to {int(data.labels.max())}, must be 0 to {len(self.class_names) - 1}"
                 raise ValueError(f"{self.name}: labels of {part!r} are {span}: give class_names for all")
+
+    def at_size(self, size: int) -> DataSplits:
+        """The same data; image files without a transform of their own are read at `size` pixels."""
+
+        def sized(part: LabelledData) -> LabelledData:
+            if isinstance(part, ImageFiles) and part.transform is None:
+                part = copy(part)
+                part.size = size
+            return part
+
+        tests = {name: sized(part) for name, part in self.ood_tests.items()}
+        train, val, id_test = map(sized, (self.train, self.val, self.id_test))
+        return replace(self, train=train, val=val, id_test=id_test, ood_tests=tests)
 
 
 def shuffled(keys: Sequence[str], seed: int) -> list[int]:

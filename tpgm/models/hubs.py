@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -49,6 +50,14 @@ def load_torchvision(name: str, num_classes: int | None) -> Pretrained:
         preparation=_of_transforms(weights.transforms()),
         class_names=None if num_classes else tuple(weights.meta["categories"]),
     )
+
+
+def from_hub(repo: str) -> Path:
+    """The weights of "user/model", perhaps with "@revision", in the Hub's cache. Raises OSError if it has none."""
+    name, _, revision = repo.partition("@")
+    hub = need("huggingface_hub", "hub")
+    with fetching(f"hf-hub:{repo}"):
+        return Path(hub.hf_hub_download(name, "model.safetensors", revision=revision or None))
 
 
 def imagenet_names(model: nn.Module) -> tuple[str, ...] | None:

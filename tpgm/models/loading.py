@@ -14,7 +14,7 @@ from tpgm import check
 from tpgm.models.architectures import Architecture, need, preparation_of, unknown
 from tpgm.models.checkpoints import load_checkpoint
 from tpgm.models.clip import load_open_clip
-from tpgm.models.hubs import OFFLINE, imagenet_names, load_timm, load_torchvision
+from tpgm.models.hubs import OFFLINE, from_hub, imagenet_names, load_timm, load_torchvision
 from tpgm.models.pretrained import Pretrained, filled
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
@@ -35,8 +35,9 @@ def load(
     name: one that needs no network, "efficientnet-lite0" (ImageNet weights from a package of their own),
     "icons-resnet" or "icons-vit" (64 pixels, pre-trained by this project on the upstream icons), "icons-clip-resnet"
     (32 pixels, on icons and their names, with a zero-shot head for 76 classes); "timm/…",
-    "torchvision/…", "open_clip/ARCHITECTURE/WEIGHTS", fetched when used first; or a file: what `save` wrote, or a
-    checkpoint (.safetensors, or .pth, whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`; a
+    "torchvision/…", "open_clip/ARCHITECTURE/WEIGHTS", "hf-hub:USER/MODEL" (from `push_to_hub`; "@REVISION" may follow),
+    fetched when used first; or a run's folder; or a file: what `save` wrote, or a checkpoint (.safetensors, or .pth,
+    whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`; a
     CLIP with both towers goes into "open_clip/ARCHITECTURE".
 
     num_classes: of a new head with random weights, drawn from torch's global generator; None keeps the head there is,
@@ -58,6 +59,10 @@ def load(
     check.instance("architecture", architecture, into, "a name such as 'timm/resnet50' or a module")
     text = str(name)
     source, _, rest = text.partition("/")
+    if Path(name).is_dir():
+        name = Path(name) / "model.safetensors"
+        if not name.is_file():
+            raise FileNotFoundError(f"{name}: no such file; give the folder of a finished run, or a model's file")
     if isinstance(architecture, str):
         architecture = Architecture(architecture)
     into_clip = isinstance(architecture, Architecture) and architecture.name.startswith("open_clip/")
@@ -69,6 +74,8 @@ def load(
         found = load_torchvision(rest, num_classes)
     elif isinstance(name, str) and source == "open_clip":
         found = load_open_clip(rest, num_classes, names, templates, size)
+    elif isinstance(name, str) and text.startswith("hf-hub:"):
+        found = load_checkpoint(from_hub(text.removeprefix("hf-hub:")), num_classes, architecture, name=text)
     elif text == "efficientnet-lite0":
         found = _efficientnet_lite0(num_classes)
     elif text in OFFLINE:

@@ -61,8 +61,7 @@ class Pretrained:
 
 
 def _pixels(image: Image | str | Path, size: int) -> Tensor:
-    from tpgm.data import resize_and_crop
-    from tpgm.data.images import read_image, rgb
+    from tpgm.data.images import read_image, resize_and_crop, rgb
 
     if not (isinstance(image, str | Path) or hasattr(image, "convert")):
         raise TypeError(f"image must be a PIL image, a path or a (3, H, W) uint8 tensor, got {check.shown(image)}")

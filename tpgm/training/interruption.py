@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -27,7 +28,11 @@ def stop_requests(saved: bool) -> Iterator[threading.Event]:
         "the run is saved then, and the same call continues it" if saved else "without a folder (out) nothing is kept"
     )
 
+    owner = os.getpid()
+
     def request(number: int, _: object) -> None:
+        if os.getpid() != owner:
+            return  # a process that reads images: the terminal's Ctrl-C comes to all, and one of them answers
         event.set()
         restore()
         name = signal.Signals(number).name

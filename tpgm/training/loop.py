@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,14 +31,18 @@ from tpgm.anchor import copy_of
 from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
-from tpgm.methods.base import Context, Method, Stage, make, ordinary_optimizer, refuse_schedule_free
+from tpgm.methods.base import Context, Method, Stage, make, options, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
+from tpgm.provenance import provenance
 from tpgm.training.batches import content, content_of, derive, index_batches, per_epoch, read, share, warm_cosine
 from tpgm.training.checkpoint import Checkpoints, Progress
 from tpgm.training.evaluate import Accuracy, count
 from tpgm.training.interruption import stop_requests
-from tpgm.training.result import Result
+from tpgm.training.result import Result, origin
 from tpgm.training.stages import StageStore
+
+LOGS = ("csv", "tensorboard", "wandb")
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # where accelerate looks which device is wanted
 
 
 def finetune(
@@ -48,6 +55,10 @@ def finetune(
     progress: bool = True,
     store: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    device: str | torch.device | None = None,
+    architecture: str | None = None,
+    log: str | Sequence[str] = (),
+    command: str = "",
     **settings: Any,
 ) -> Result:
     """Fine-tune a pre-trained model by any method of ``tpgm.methods.METHODS``.
@@ -57,12 +68,16 @@ def finetune(
     once, at the end. method: a name, or a `tpgm.methods.Method` with its settings. settings: of the method, see
     ``tpgm.methods.options(method)``; they come before those that a `Method` has.
 
-    out: a folder for the checkpoint while running and for ``model.safetensors``, ``result.json`` and ``ratios.png``
-    when done; the same call continues an interrupted run exactly, bit for bit on a CPU. checkpoint_seconds: of training
-    between two checkpoints; there is one at the end of each stage too. size: height and width in pixels at which
-    images enter the model, by default the model's own. store: a folder in which stages that are the same for several
-    methods (the head; ordinary fine-tuning before WiSE-FT or radii learned at the end) are kept and taken from: what
-    computing them again would give.
+    out: a folder for the checkpoint while running and, when done, for what `tpgm.models.save_pretrained` writes,
+    ``result.json``, ``report.html``, ``learning.png`` and, where ratios are learned, ``ratios.png``; the same call
+    continues an interrupted run exactly, bit for bit on a CPU. checkpoint_seconds: of training between two checkpoints;
+    there is one at the end of each stage too. size: height and width in pixels at which images enter the model, by
+    default the model's own. store: a folder in which stages that are the same for several methods (the head; ordinary
+    fine-tuning before WiSE-FT or radii learned at the end) are kept and taken from: what computing them again would
+    give. device: such as "cpu" or "cuda:1", by default a GPU if there is one. architecture: what a checkpoint of other
+    projects goes into, as for `tpgm.models.load`. progress: bars, and on each epoch a line with ID validation accuracy
+    and the time left, on stderr. log: the same numbers go to "csv" (``history.csv`` in `out`), "tensorboard" or "wandb"
+    as well. command: what repeats the run, kept in ``result.json``; by default this call.
 
     Raises ValueError for an unknown method or setting, data or a checkpoint that do not fit, FileExistsError if `out`
     holds a finished run, RuntimeError if another run is using it, OSError if it cannot be written, FloatingPointError
@@ -79,30 +94,58 @@ def finetune(
         check.number("size", size, 1, whole=True)
     check.flag("progress", progress)
     check.number("checkpoint_seconds", checkpoint_seconds, 0)
+    place = None if device is None else check.device("device", device)
+    logs = (log,) if isinstance(log, str) else tuple(log)
+    for one in logs:
+        check.choice("log", one, LOGS)
+    if logs and folder is None:
+        raise ValueError(f"log {', '.join(logs)} needs a folder (out)")
+    if absent := [one for one in logs if one != "csv" and find_spec(one) is None]:
+        raise ImportError(f"log {absent[0]!r} needs this package: pip install {absent[0]}")
     shared = None if store is None else StageStore(check.path("store", store))
     if folder is not None and (folder / "result.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; choose another folder or delete it")
     with ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerator(made.precision))
+        accelerator = stack.enter_context(accelerator_of(made.precision, place, logs, folder))
         if folder is not None and accelerator.is_main_process:
             stack.enter_context(own_folder(folder))
         # the caller's random numbers stay
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         torch.manual_seed(derive(made.seed, "head"))
-        if isinstance(model, models.Pretrained):
-            start = model if size is None else replace(model, preparation=replace(model.preparation, size=size))
-        else:
-            start = models.load(model, num_classes=len(data.class_names), size=size)
-        run = _Run(accelerator, start, data, made, folder, progress, checkpoint_seconds)
+        start = beginning(model, data, size, made.seed, architecture)
+        run = TrainingRun(
+            accelerator, start, data.at_size(start.preparation.size), made, folder, progress, checkpoint_seconds
+        )
+        run.csv = folder / "history.csv" if folder is not None and "csv" in logs else None
+        if logs and accelerator.is_main_process:
+            simple = {n: v for n, v in made.settings.items() if isinstance(v, int | float | str)}
+            accelerator.init_trackers("fine-tuning", {"method": made.name, "model": start.name, **simple})
+            stack.callback(accelerator.end_training)
         run.train(shared, kept=folder is not None)
         result = run.finish()
+        result.about = {**origin(start, data), **provenance(), "command": command or _call(start, made, out)}
         if folder is not None and accelerator.is_main_process:
             _save(folder, start, result)
             run.checkpoints.delete()
     return result
 
 
-class _Run:
+def beginning(
+    model: str | Path | models.Pretrained,
+    data: DataSplits,
+    size: int | None,
+    seed: int,
+    architecture: str | None = None,
+) -> models.Pretrained:
+    """What a run starts from: the model, loaded with a new head drawn from `seed` where a name or file is given."""
+    if isinstance(model, models.Pretrained):
+        return model if size is None else replace(model, preparation=replace(model.preparation, size=size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "head"))
+        return models.load(model, num_classes=len(data.class_names), size=size, architecture=architecture)
+
+
+class TrainingRun:
     """One call of `finetune`: the network on its way through the stages."""
 
     def __init__(
@@ -136,6 +179,8 @@ class _Run:
         self.epoch = per_epoch(len(data.train), method.batch_size, self.least)  # training steps in it
         self.stages = [stage for stage in method.stages(self.epoch) if stage.steps]
         self.show = progress and accelerator.is_main_process
+        self.bars = self.show and sys.stderr.isatty()
+        self.csv: Path | None = None
         self.at, self.saved = Progress(), dict[str, Any]()
         self.best: dict[str, Tensor] | None = None
         self.probed: dict[str, Tensor] | None = None
@@ -195,7 +240,7 @@ class _Run:
         order = derive(method.seed, stage.name)
         batches = index_batches(len(self.data.train), method.batch_size, order, self.at.step, self.least)
         images_and_labels = read(self.data.train, self.mine(batches), method.workers)
-        bar = tqdm(total=stage.steps, initial=self.at.step, desc=stage.name, disable=not self.show)
+        bar = tqdm(total=stage.steps, initial=self.at.step, desc=stage.name, disable=not self.bars)
         for step in range(self.at.step, stage.steps):
             torch.manual_seed(derive(method.seed, stage.name, step, self.accelerator.process_index))
             for group in optimizer.param_groups:
@@ -220,7 +265,7 @@ class _Run:
                 method.after_step(context, step)
             self.at.step = step + 1
             bar.update()
-            if self.at.step % self.epoch == 0 and self.end_of_epoch(stage, loss.item(), bar):
+            if self.at.step % self.epoch == 0 and self.end_of_epoch(stage, loss.item()):
                 break
             self.boundary(stop)
         bar.close()
@@ -241,7 +286,8 @@ class _Run:
         self.context.learner = self.method.enter(self.context, stage.name)
         self.continue_stage()
         numbers = range(self.at.step, stage.steps)
-        for number in tqdm(numbers, stage.name, stage.steps, initial=self.at.step, disable=not self.show):
+        self.say(f"{stage.name}: {len(numbers)} steps")
+        for number in tqdm(numbers, stage.name, stage.steps, initial=self.at.step, disable=not self.bars):
             self.method.own_step(self.context, stage.name, number)
             self.at.step = number + 1
             self.boundary(stop)
@@ -282,12 +328,12 @@ class _Run:
             )
             raise KeyboardInterrupt(f"stopped between two steps; {kept}")
 
-    def end_of_epoch(self, stage: Stage, loss: float, bar: tqdm[Any]) -> bool:
-        """Validate; keep the best weights if there is a patience; say whether to stop."""
+    def end_of_epoch(self, stage: Stage, loss: float) -> bool:
+        """Validate and tell; keep the best weights if there is a patience; say whether to stop."""
         accuracy = self.accuracy(self.net, self.data.val, "val").value
         epoch = self.at.step // self.epoch
         self.at.history.append({"stage": self.at.stage, "epoch": epoch, "loss": loss, "val": accuracy})
-        bar.set_postfix(val=f"{100 * accuracy:.1f} %")
+        self.tell(stage, epoch)
         if stage.name == "head" or not self.method.patience:
             return False
         if accuracy > self.at.best:
@@ -297,7 +343,34 @@ class _Run:
             self.at.learned = self.method.learned(self.context)
         else:
             self.at.since_best += 1
-        return self.at.since_best >= self.method.patience
+        if self.at.since_best < self.method.patience:
+            return False
+        self.say(f"stopped early after {self.at.since_best} epochs without a better ID validation accuracy")
+        return True
+
+    def tell(self, stage: Stage, epoch: int) -> None:
+        """One line on the epoch that ended, with the time that is left; the same to the logs."""
+        now = self.at.history[-1]
+        seconds = time.monotonic() - self.clock
+        before = sum(s.steps for s in self.stages[: self.at.stage]) + self.at.step
+        left = seconds / before * (sum(s.steps for s in self.stages) - before)
+        self.say(
+            f"{stage.name}, epoch {epoch} of {stage.steps // self.epoch}: loss {now['loss']:.3f}, "
+            f"ID validation {100 * now['val']:.1f} %, {duration(seconds)}, about {duration(left)} left"
+        )
+        values = {"loss": now["loss"], "validation": now["val"]}
+        self.accelerator.log(values, step=len(self.at.history))
+        if self.csv is not None and self.accelerator.is_main_process:
+            lines = [
+                f"{self.stages[int(h['stage'])].name},{h['epoch']},{h['loss']},{h['val']}" for h in self.at.history
+            ]
+            with write_aside(self.csv) as aside:
+                aside.write_text("\n".join(["stage,epoch,loss,validation", *lines, ""]), encoding="utf-8")
+
+    def say(self, line: str) -> None:
+        """A line for people, above the bars."""
+        if self.show:
+            tqdm.write(line, file=sys.stderr)
 
     def unwrap(self, net: nn.Module) -> None:
         """Take the network out of what the accelerator put around it."""
@@ -362,7 +435,7 @@ class _Run:
         """Over all processes, in eval mode."""
         batches = [list(range(i, min(i + 256, len(data)))) for i in range(0, len(data), 256)]
         loader = read(data, list(self.mine(iter(batches), pad=False)), self.method.workers)
-        bar = tqdm(loader, desc=f"test {label}", disable=not self.show, leave=False)
+        bar = tqdm(loader, desc=f"test {label}", disable=not self.bars, leave=False)
         inputs = ((self.input(images), labels.to(self.device)) for images, labels in bar)
         with self.accelerator.autocast():
             found = count(net, inputs, len(self.data.class_names), data, self.device)
@@ -417,14 +490,39 @@ class _Run:
             self.context.learner.load_state_dict(state["learner"])
 
 
+def _call(start: models.Pretrained, method: Method, out: str | Path | None) -> str:
+    """The call of `finetune`, without settings at their defaults."""
+    changed = {name: v for name, v in method.settings.items() if v != options(method.name)[name][0]}
+    given = {**({} if out is None else {"out": str(out)}), "size": start.preparation.size, **changed}
+    return f"tpgm.finetune({start.name!r}, data, {method.name!r}, {', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "48 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
-def _accelerator(precision: str) -> Iterator[Accelerator]:
+def accelerator_of(
+    precision: str, device: torch.device | None, logs: Sequence[str] = (), folder: Path | None = None
+) -> Iterator[Accelerator]:
     """An accelerator of this precision. Accelerate keeps its state for a whole process; the caller's is put back."""
     kept = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
     AcceleratorState._reset_state()
+    before = os.environ.get(DEVICE)
     try:
-        yield Accelerator(mixed_precision=precision)
+        if device is not None:
+            PartialState._reset_state()
+            os.environ[DEVICE] = str(device)
+        trackers = [one for one in logs if one != "csv"]
+        cpu = device is not None and device.type == "cpu"
+        yield Accelerator(mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder)
     finally:
+        if device is not None:
+            os.environ.pop(DEVICE)
+            os.environ.update({} if before is None else {DEVICE: before})
         for kind, state in kept:
             kind._shared_state.clear()
             kind._shared_state.update(state)
@@ -432,11 +530,17 @@ def _accelerator(precision: str) -> Iterator[Accelerator]:
 
 def _save(folder: Path, start: models.Pretrained, result: Result) -> None:
     """Model, figure and, last, the row that says the run is finished."""
-    models.save(folder / "model.safetensors", start, result.model, result.class_names)
-    if result.ratios:
-        from tpgm.reporting import ratios_by_depth
+    from tpgm.reporting import learning_curve, page, ratios_by_depth
 
-        with write_aside(folder / "ratios.png") as aside:
-            ratios_by_depth(result.ratios, result.model).savefig(aside, format="png")
+    row = result.row()
+    models.save_pretrained(folder, start, result.model, result.class_names, result=row)
+    figures = {"learning": learning_curve(result.history)}
+    if result.ratios:
+        figures["ratios"] = ratios_by_depth(result.ratios, result.model)
+    for name, figure in figures.items():
+        with write_aside(folder / f"{name}.png") as aside:
+            figure.savefig(aside, format="png")
+    with write_aside(folder / "report.html") as aside:
+        aside.write_text(page(row, figures.values()), encoding="utf-8")
     with write_aside(folder / "result.json") as aside:
-        aside.write_text(sealed(json.dumps(result.row(), indent=1)), encoding="utf-8")
+        aside.write_text(sealed(json.dumps(row, indent=1)), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from tpgm.book.experiments.experiment import Row
 from tpgm.book.experiments.variants import Mean, Variant, along_path
-from tpgm.book.plots.style import ANCHOR_COLOR, CYCLE, ID_COLOR, OOD_COLOR, book_style
+from tpgm.book.plots.style import CYCLE, ID_COLOR, OOD_COLOR, book_style
 from tpgm.names import in_figure
 
 MARKERS = "osD^vP*X<>hp"
@@ -22,7 +23,8 @@ MARKERS = "osD^vP*X<>hp"
 def look(label: str, labels: Sequence[str]) -> dict[str, str]:
     """A colour and marker that a label keeps through all figures of one set of labels."""
     number = list(labels).index(label)
-    return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[number % len(MARKERS)]}
+    turn = number // math.lcm(len(CYCLE), len(MARKERS))  # after which colours and markers would meet again
+    return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[(number + turn) % len(MARKERS)]}
 
 
 def id_against_ood(
@@ -31,22 +33,25 @@ def id_against_ood(
     """OOD over ID accuracy in per cent, a panel for each regime; bars are 95 % intervals over seeds.
 
     A method with less than half the best ID accuracy of its regime would squeeze the others into a corner: it is named
-    in the panel instead of drawn. rerun: regime -> label -> row made while the book was built, drawn hollow.
+    below the panel instead of drawn. rerun: regime -> label -> row made while the book was built, drawn hollow.
     """
     labels = list(dict.fromkeys(label for variants in by_regime.values() for label in variants))
     handles: dict[str, Any] = {}
     with book_style():
         count = len(by_regime)
-        figure, panels = plt.subplots(1, count, figsize=(4.6 * count, 4.9), squeeze=False)
+        columns = min(4, 2 * count)
+        height = 4.0 + 0.24 * -(-len(labels) // columns)  # a legend of many lines must not press on the panels
+        figure, panels = plt.subplots(1, count, figsize=(4.6 * count, height), squeeze=False)
         for axes, (regime, variants) in zip(panels[0], by_regime.items(), strict=True):
             least = max(s.of("id").value for s in variants.values()) / 2
             failed = {label: s for label, s in variants.items() if s.of("id").value < least}
+            below = ""
             if failed:
                 text = ", ".join(
                     f"{in_figure(label)} ({100 * s.of('id').value:.0f} / {100 * s.of('ood').value:.0f})"
                     for label, s in failed.items()
                 )
-                axes.set_title(f"not drawn (ID / OOD): {text}", loc="right", size=8.5, color=ANCHOR_COLOR, y=-0.22)
+                below = "\n" + fill(f"not drawn (ID / OOD): {text}", 56, break_on_hyphens=False)
             for label, s in variants.items():
                 if label in failed:
                     continue
@@ -67,13 +72,11 @@ def id_against_ood(
                 axes.plot(100 * row["id"], 100 * row["ood"], ls="", ms=9, mfc="none", mew=1.6, **own)
             (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
             axes.set(xlim=(max(0, left), min(100, right)), ylim=(max(0, low), min(100, high)))
-            axes.set(xlabel="ID accuracy (%)", ylabel="mean OOD accuracy (%)", title=in_figure(regime))
+            axes.set(xlabel=f"ID accuracy (%){below}", ylabel="mean OOD accuracy (%)", title=in_figure(regime))
             handles |= {n: h for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
         if rerun:
             handles["this build, shorter"] = Line2D([], [], ls="", marker="o", mfc="none", color="black", ms=9)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * count), columnspacing=1.2
-        )
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, columnspacing=1.2)
         plt.close(figure)
     return figure
 
