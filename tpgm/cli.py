@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     finetune.add_argument("model", type=filled, help="a name or file that tpgm.models.load knows")
     finetune.add_argument("data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of classes")
-    finetune.add_argument("--method", default="tpgm", help="see 'tpgm methods' (default: tpgm)")
+    finetune.add_argument("--method", default="one-ratio", help="see 'tpgm methods' (default: one-ratio)")
     finetune.add_argument("--out", type=path, required=True, help="folder for checkpoint and results")
     finetune.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     finetune.add_argument(
@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("data", type=filled, help="'icons', 'icons:STYLE' (the ID style), or a folder of classes")
     compare.add_argument("--models", nargs="+", type=filled, default=["efficientnet-lite0"], help="names or files")
     compare.add_argument(
-        "--methods", nargs="+", default=["vanilla", "lp-ft", "wise-ft", "tpgm-end"], help="see 'tpgm methods'"
+        "--methods", nargs="+", default=["vanilla", "lp-ft", "one-ratio", "tpgm-end"], help="see 'tpgm methods'"
     )
     compare.add_argument("--out", type=path, required=True, help="folder of runs, table, figure and the best model")
     compare.add_argument(

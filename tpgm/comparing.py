@@ -29,7 +29,7 @@ from tpgm.training.result import origin
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS = ("vanilla", "lp-ft", "wise-ft", "tpgm-end")
+METHODS = ("vanilla", "lp-ft", "one-ratio", "tpgm-end")
 _OWN = ("val", "id_test")
 
 

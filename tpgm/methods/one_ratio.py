@@ -52,19 +52,26 @@ def choose(losses: Tensor, rule: Rule) -> int:
 @register
 @dataclass(frozen=True, kw_only=True)
 class OneRatio(Method):
-    """After fine-tuning all weights go back to the anchor by the ratio with the lowest loss on ID validation data.
+    """After fine-tuning all weights go back to the anchor by one ratio, chosen on ID validation data.
 
-    With the rule "one-se" they go further back, as far as the mean loss stays within one standard error of the lowest:
-    the nearest model to the anchor that validation data cannot tell from the best. The error is that of the paired
-    differences, image by image.
+    With the rule "one-se" they go back as far as the mean loss stays within one standard error of the lowest: to the
+    nearest model to the anchor that validation data cannot tell from the best. The error is that of the paired
+    differences, image by image. With "best" the ratio has the lowest loss.
+
+    It is what `tpgm.finetune` does when no method is named: of the candidates for a default it lost least out of
+    distribution over three regimes (book, "Every method in every regime"). The learning rate is no part of that.
     """
 
     name: ClassVar[str] = "one-ratio"
-    about: ClassVar[str] = "one ratio for all weights after fine-tuning, chosen on validation data"
+    about: ClassVar[str] = "one ratio for all weights after fine-tuning, chosen on validation data (the default)"
 
+    head_epochs: int = other_default("head_epochs", 2)
+    batchnorm: Literal["eval", "train"] = other_default("batchnorm", "train")
     points: int = setting(21, "ratios looked at, evenly from 0 to 1", low=2)
     rule: Rule = setting(
-        "best", "best: lowest validation loss; one-se: smallest ratio within one standard error", choices=get_args(Rule)
+        "one-se",
+        "one-se: smallest ratio within one standard error of the lowest validation loss; best: lowest",
+        choices=get_args(Rule),
     )
     buffers: Buffers = setting(
         "move",
@@ -117,6 +124,4 @@ class ProbeAnchored(OneRatio):
     name: ClassVar[str] = "probe-anchored"
     about: ClassVar[str] = "the head first and into the anchor, then all weights, then one ratio for the whole model"
 
-    head_epochs: int = other_default("head_epochs", 2)
     anchor_head: bool = other_default("anchor_head", True)
-    batchnorm: Literal["eval", "train"] = other_default("batchnorm", "train")

@@ -48,7 +48,7 @@ DEVICE = "ACCELERATE_TORCH_DEVICE"  # where accelerate looks which device is wan
 def finetune(
     model: str | Path | models.Pretrained,
     data: DataSplits,
-    method: str | Method = "tpgm",
+    method: str | Method = "one-ratio",
     *,
     out: str | Path | None = None,
     size: int | None = None,

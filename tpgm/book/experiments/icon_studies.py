@@ -117,7 +117,7 @@ BESIDE: dict[str, dict[str, Entry]] = {
 # --- the zero-shot regime: the class head is made of the classes' names and belongs to the anchor
 
 ZERO_SHOT: dict[str, Any] = {"head": "own", "size": 32, "train_per_class": 8}
-_ZERO_SHOT_BUDGET: dict[str, Any] = {"epochs": 8, "batch_size": 32, "channels_last": True, **_BATCH}
+_ZERO_SHOT_BUDGET: dict[str, Any] = {"epochs": 8, "head_epochs": 0, "batch_size": 32, "channels_last": True, **_BATCH}
 _RATES: dict[str, tuple[Any, ...]] = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
 _MOVED: dict[str, Any] = {"buffers": "reestimate"}  # running statistics, anew after weights have moved
 
@@ -132,9 +132,9 @@ TRIED_ZERO_SHOT: dict[str, Entry] = {
     "vanilla": _with_rates("vanilla"),
     "lp-ft": _with_rates("lp-ft", {"head_epochs": 2}, "head_lr", (1e-3, 1e-2)),
     "wise-ft": _with_rates("wise-ft", {}, "alpha", (0.2, 0.4, 0.6, 0.8)),
-    "one ratio": _with_rates("one-ratio"),
+    "one ratio": _with_rates("one-ratio", {"rule": "best"}),
     "one ratio, 1 SE": _with_rates("one-ratio", {"rule": "one-se"}),
-    "probe-anchored": _with_rates("probe-anchored", {"head_epochs": 2}),
+    "probe-anchored": _with_rates("probe-anchored", {"head_epochs": 2, "rule": "best"}),
     "lines": _with_rates("lines", {"deep": 1.0}, "shallow", (0.0, 0.5)),
     "tpgm-end": _with_rates("tpgm-end", {**_END, **_MOVED}, "radius_lr", (1e-2, 1e-1, 1.0)),
     "tpgm": _with_rates("tpgm", {**_RADII, **_MOVED}, "radius_lr", (1e-2, 1e-1)),
@@ -208,7 +208,7 @@ ZERO_SHOT_STUDIES: dict[str, Study] = {
 _AT_SE: dict[str, Any] = {"rule": "one-se"}
 # candidates for the default: without a number that a user could get wrong
 DEFAULTS = tuple(f"{method}, 1 SE, lr={lr:g}" for method in ("one ratio", "probe-anchored") for lr in (1e-3, 3e-3))
-_GPU: dict[str, Any] = {"epochs": 8, "batch_size": 32, "channels_last": True, **_BATCH}
+_GPU: dict[str, Any] = {"epochs": 8, "head_epochs": 0, "batch_size": 32, "channels_last": True, **_BATCH}
 
 
 def _regime_entries(rates: tuple[float, ...], new_head: bool, labels: tuple[str, ...] = ()) -> dict[str, Entry]:
@@ -244,9 +244,9 @@ def _regime_entries(rates: tuple[float, ...], new_head: bool, labels: tuple[str,
         "auto-rgn": tried("auto-rgn"),
         # from here on they go back from weights that others have trained
         "wise-ft": tried("wise-ft", {}, "alpha", (0.2, 0.4, 0.6, 0.8)),
-        "one ratio": tried("one-ratio"),
+        "one ratio": tried("one-ratio", {"rule": "best"}),
         "one ratio, 1 SE": tried("one-ratio", _AT_SE),
-        "probe-anchored": tried("probe-anchored", head),
+        "probe-anchored": tried("probe-anchored", {**head, "rule": "best"}),
         "probe-anchored, 1 SE": tried("probe-anchored", {**head, **_AT_SE}),
         "lines": tried("lines", {"deep": 1.0}, "shallow", (0.0, 0.5)),
         "tpgm-end": tried("tpgm-end", {**_END, **_MOVED}, "radius_lr", (1e-2, 1e-1, 1.0)),
