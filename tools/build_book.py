@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,42 @@ def gather(notebooks: list[Path]) -> None:
             path.unlink()
 
 
+# a FontAwesome icon in the theme's script: name, size, other names, code, path
+_ICON = re.compile(r'"?([a-z0-9-]+)"?:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\]')
+# what no page of this book asks for: source maps, fonts for old browsers; and translations of the theme
+_UNUSED = ("_static/**/*.map", "_static/vendor/**/*.ttf")
+_SPOKEN = ("base.json", "en.json", "nemeth.json")  # of MathJax's speech rules
+
+
+def finish(html: Path) -> None:
+    """Leave out what no page uses, and put the chapters as they are in the repository behind "download source"."""
+    for pattern in _UNUSED:
+        for path in html.glob(pattern):
+            path.unlink()
+    shutil.rmtree(html / "_static" / "locales", ignore_errors=True)
+    for path in html.glob("_static/mathjax/sre/mathmaps/*.json"):
+        if path.name not in _SPOKEN:
+            path.unlink()
+    pages = [*html.rglob("*.html"), *html.glob("_static/*.js")]
+    used = {name for page in pages for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(encoding="utf8"))}
+    script = html / "_static" / "scripts" / "fontawesome.js"
+    if script.is_file():
+        script.write_text(_icons_in(script.read_text(encoding="utf8"), used), encoding="utf8")
+    for source in html.glob("_sources/notebooks/*.ipynb"):
+        shutil.copyfile(ROOT / "notebooks" / source.name, source)
+
+
+def _icons_in(script: str, used: set[str]) -> str:
+    """The script with those icons only whose name, or another name of them, is used."""
+
+    def kept(found: re.Match[str]) -> str:
+        names = {found[1], *re.findall(r'"([a-z0-9-]+)"', found[2])}
+        # an empty drawing in the place of the others: the script's commas stay where they are
+        return found[0] if names & used else f'"{found[1]}":[1,1,[],"f000",""]'
+
+    return _ICON.sub(kept, script)
+
+
 def chapters() -> list[Path]:
     """The notebooks that the table of contents names, in its order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
@@ -149,6 +186,7 @@ def main() -> int:
     code = subprocess.run(build, check=False).returncode
     page = BUILD / "html" / "index.html"
     if code == 0:
+        finish(page.parent)
         print(f"\nThe book: {page}")
     return code
 
