@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 import shlex
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tpgm
 from tests.test_inference import painted
+from tests.test_repository import load_tool
 from tpgm.cli import main
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -89,6 +91,30 @@ def test_python_of_five_minutes_runs_in_its_order(own: dict[str, Any], capsys: p
     assert set(own["constraint"].radii) == {"body.weight", "body.bias", "norm.weight", "norm.bias"}
     assert "body" in capsys.readouterr().out
     assert own["pretrained"]["body.weight"].shape == own["model"].body.weight.shape
+
+
+# --- the first cell of every chapter
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_first_cell_stops_with_a_clear_word_if_the_install_failed(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = load_tool("notebooks").colab_cell("https://example.org/us/tpgm")
+    installed: list[str] = []
+    find = importlib.util.find_spec
+
+    def found(name: str, *rest: Any) -> Any:
+        return find(name, *rest) if name != "tpgm" or (installed and works) else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    code = re.sub("%pip (.*)", lambda command: f"installed.append({command[1]!r})", cell)
+    if works:
+        run(code, {"installed": installed})
+    else:
+        with pytest.raises(RuntimeError, match="could not be installed from https"):
+            run(code, {"installed": installed})
+    assert installed == ['install -q "tpgm[notebooks] @ git+https://example.org/us/tpgm"']
 
 
 # --- recipes
