@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tpgm.book import site
+from tpgm.book.experiments.catalogue import STUDIES
 from tpgm.book.experiments.variants import Mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,13 @@ def test_tables_of_the_results_page_have_at_most_twelve_rows_and_seven_columns()
         rows = table.strip().splitlines()
         assert len(rows) - 2 <= 12
         assert rows[0].count("|") - 1 <= 7
+
+
+def test_every_label_of_a_study_has_a_name() -> None:
+    unnamed = {label for study in STUDIES.values() for label in study.entries} - set(site.DISPLAY)
+    assert {label for label in unnamed if not label.startswith("path, ")} == set()
+    assert len(set(site.DISPLAY.values())) == len(site.DISPLAY)
+    assert all(f"| `{label}` |" in site.labels() for label in site.DISPLAY)
 
 
 # --- commands
@@ -234,10 +242,13 @@ def test_the_description_is_the_first_paragraph_cut_at_a_sentence() -> None:
     from docutils.core import publish_doctree
 
     built = tool(BOOK / "_ext" / "built.py")
-    long = "The first sentence has an end. " * 3 + "The next one has none before two hundred characters " + "on " * 60
+    first = "The first sentence has an end. " * 3
+    long = first + "The next one has none before two hundred characters " + "on " * 60
     for text, wanted in (
-        ("Short.", "Short."),
-        (long, "The first sentence has an end. " * 2 + "The first sentence has an end."),
+        ("A short sentence stands here alone.",) * 2,
+        (long, first.strip()),
     ):
-        doctree: Any = publish_doctree(f"Title\n=====\n\n* a list\n\n{text}\n")
+        doctree: Any = publish_doctree(
+            f"Title\n=====\n\n* a list of one line that is long enough\n\nA word.\n\n{text}\n"
+        )
         assert built.description(doctree) == wanted

@@ -63,6 +63,14 @@ def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> float:
     return seconds
 
 
+def _vector_figures() -> Path:
+    """A folder of IPython settings under which figures are SVG: sharp on every screen, and smaller than PNG."""
+    settings = BUILD / "ipython" / "profile_default" / "ipython_kernel_config.py"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('c.InlineBackend.figure_formats = {"svg"}\n')
+    return settings.parents[1]
+
+
 def execute_all(notebooks: list[Path], parameters: dict[str, Any]) -> list[str]:
     """Run the notebooks that need it; return the names of those that failed, after printing why."""
     EXECUTED.mkdir(parents=True, exist_ok=True)
@@ -173,6 +181,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # advice to install widgets, which a static page cannot show
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    os.environ["IPYTHONDIR"] = str(_vector_figures())
     notebooks = chapters()
     if failed := execute_all(notebooks, {"profile": options.profile}):
         print(f"\nnot built: {', '.join(sorted(failed))} failed; the other chapters are kept", file=sys.stderr)

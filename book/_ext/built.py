@@ -55,10 +55,10 @@ class SvgFigure(SphinxDirective):
 
 
 def description(doctree: nodes.document) -> str:
-    """The page's first paragraph as plain text, cut at a sentence or a word before 200 characters."""
+    """The page's first paragraph of a sentence as plain text, cut at a sentence or a word before 200 characters."""
     for paragraph in doctree.findall(nodes.paragraph):
-        if isinstance(paragraph.parent, nodes.section | nodes.document):
-            text = " ".join(paragraph.astext().split())
+        text = " ".join(paragraph.astext().split())
+        if isinstance(paragraph.parent, nodes.section | nodes.document) and len(text) > 30:
             if len(text) <= 200:
                 return text
             ends = [end.end() for end in re.finditer(r"[.?!](?= )", text[:200])]
@@ -71,13 +71,16 @@ def head(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree
     for script, sign in SCRIPTS.items():
         if sign in body:
             app.add_js_file(script)
+    if 'class="math' not in body:  # Sphinx loads it, a megabyte, for pages without a formula too
+        scripts = context["script_files"]
+        scripts[:] = [s for s in scripts if "mathjax" not in str(getattr(s, "filename", s) or "")]
     if doctree is None:
         return
     said = {
         "og:type": "website" if name == app.config.root_doc else "article",
         "og:site_name": app.config.project,
         "og:title": re.sub(r"<[^>]*>", "", html.unescape(context["title"])),
-        "og:description": (about := description(doctree)),
+        "og:description": (about := description(doctree) or f"{context['title']}: {app.config.project}"),
     }
     if app.config.html_baseurl:
         said["og:url"] = f"{app.config.html_baseurl.rstrip('/')}/{name}.html"
@@ -88,6 +91,6 @@ def head(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read)
-    app.connect("html-page-context", head)
+    app.connect("html-page-context", head, priority=900)  # after those that add scripts
     app.add_directive("svg-figure", SvgFigure)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tpgm.book.experiments.catalogue import find_study
+from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.experiment import committed, read
 from tpgm.book.experiments.variants import Mean, Variant, paired
 from tpgm.check import hint
@@ -45,8 +45,14 @@ DISPLAY = {
     "start weights": "Pre-trained model",
     "tpgm": "TPGM, every step",
     "tpgm-late": "TPGM, last fifth",
+    "tpgm-w": "TPGM, every step, by weight",
     "tpgm-end": "TPGM, at the end",
+    "tpgm-end-w": "TPGM, at the end, by weight",
     "tpgm-end-bn": "TPGM, at the end + BatchNorm",
+    "tpgm-end-bn-w": "TPGM, at the end, by weight + BatchNorm",
+    "auto-rgn": "Auto-RGN",
+    "digrap": "DiGraP",
+    "mars-sp": "MARS-SP",
 }
 
 
@@ -110,6 +116,20 @@ def table(study: str, base: str, *labels: str) -> str:
         delta = ("", "") if label == base else (_signed(_difference(study, label, base, w)) for w in ("id", "ood"))
         cells = [DISPLAY[label], v.of("id"), v.of("ood"), *delta, len(v.rows)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def labels() -> str:
+    """Every label of the studies with its name in prose and what its method does."""
+    from tpgm.methods import METHODS
+
+    entries = {label: entry for study in STUDIES.values() for label, entry in study.entries.items()}
+    lines = ["| Label | Name | Method |", "|---|---|---|"]
+    for label in sorted(set(entries) & set(DISPLAY)):
+        entry = entries[label]
+        still = entry.settings.get("alpha") == 0
+        about = "no training" if still else in_markdown(METHODS[entry.method].about)
+        lines.append(f"| `{label}` | {DISPLAY[label]} | {about} |")
     return "\n".join(lines)
 
 
@@ -290,6 +310,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "date": date,
     "extras": extras,
     "gain": gain,
+    "labels": labels,
     "score": score,
     "seeds": seeds,
     "table": table,
