@@ -75,7 +75,8 @@ def test_commands_of_five_minutes_run(
     monkeypatch.chdir(tmp_path)
     for folder, colour, number in itertools.product(("photos", "sketches"), ("blue", "green", "red"), range(6)):
         painted(Path(folder) / {"blue": "bus", "green": "car", "red": "tram"}[colour] / f"{number}.png", colour)
-    lines = [line for block in blocks(FIVE, "bash") for line in block.splitlines() if not line.startswith("pip ")]
+    text = "".join(blocks(FIVE, "bash")).replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith("pip ")]
     assert [shlex.split(line)[:2] for line in lines] == [["tpgm", c] for c in ("finetune", "predict", "evaluate")]
     # a run of seconds: everything else as printed
     for line, shorter in zip(lines, (["--set", "epochs=1", "--set", "updates=2", "--quiet"], [], []), strict=True):

@@ -93,14 +93,18 @@ def _signed(m: Mean) -> str:
     return number if math.isnan(half) else f"{number} ± {half:.1f}"
 
 
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def gain(study: str, ours: str, base: str, what: str) -> str:
     """The paired difference of two labels with its 95 % interval, such as "+2.1 ± 0.6 pp". what: "id" or "ood"."""
-    return f"{_signed(_difference(study, ours, base, what))} pp"
+    return _unbroken(f"{_signed(_difference(study, ours, base, what))} pp")
 
 
 def score(study: str, label: str, what: str) -> str:
     """A label's mean accuracy with its 95 % interval over seeds, such as "47.7 ± 1.9 %". what: "id" or "ood"."""
-    return f"{_variant(study, label).of(what)} %"
+    return _unbroken(f"{_variant(study, label).of(what)} %")
 
 
 def seeds(study: str, label: str) -> str:
