@@ -164,6 +164,28 @@ def _icons_in(script: str, used: set[str]) -> str:
     return _ICON.sub(kept, script)
 
 
+def print_pdf(book: str) -> int:
+    """Print the whole book, as one page, to `_build/tpgm.pdf` by a headless browser; needs no TeX. Returns a status."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        print("no PDF: it is printed by chromium or google-chrome, and neither is there", file=sys.stderr)
+        return 1
+    folder = BUILD / "print"
+    to = ["--path-output", str(folder), "--builder", "custom", "--custom-builder", "singlehtml"]
+    if code := subprocess.run([book, "build", str(SOURCE), *to], check=False).returncode:
+        return code
+    pages = folder / "_build" / "singlehtml"
+    # its links start from the top folder
+    whole = shutil.copyfile(pages / "book" / "index.html", pages / "whole.html")
+    target = BUILD / "tpgm.pdf"
+    # the time budget is for MathJax: the browser's own clock, which runs fast
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=120000"]
+    done = subprocess.run([browser, *options, f"--print-to-pdf={target}", whole.as_uri()], check=False, timeout=1200)
+    if done.returncode == 0:
+        print(f"\nThe book as a PDF: {target}")
+    return done.returncode
+
+
 def chapters() -> list[Path]:
     """The notebooks that the table of contents names, in its order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
@@ -176,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick", choices=("smoke", "quick", "full"), help="size of the runs")
     parser.add_argument("--strict", action="store_true", help="warnings are errors, references are checked")
+    parser.add_argument("--pdf", action="store_true", help="also print the book to _build/tpgm.pdf by chromium")
     options = parser.parse_args()
     os.environ["TPGM_STATIC_SITE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -187,7 +210,8 @@ def main() -> int:
         print(f"\nnot built: {', '.join(sorted(failed))} failed; the other chapters are kept", file=sys.stderr)
         return 1
     gather(notebooks)
-    build = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(SOURCE), "--path-output", str(ROOT)]
+    book = str(Path(sys.executable).with_name("jupyter-book"))
+    build = [book, "build", str(SOURCE), "--path-output", str(ROOT)]
     if options.strict:
         # Sphinx warns only about pages it reads, so let it read them all
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
@@ -196,6 +220,8 @@ def main() -> int:
     page = BUILD / "html" / "index.html"
     if code == 0:
         finish(page.parent)
+        if options.pdf:
+            code = print_pdf(book)
         print(f"\nThe book: {page}")
     return code
 
