@@ -62,7 +62,7 @@ def description(doctree: nodes.document) -> str:
             if len(text) <= 200:
                 return text
             ends = [end.end() for end in re.finditer(r"[.?!](?= )", text[:200])]
-            return text[: ends[-1]] if ends else f"{text[:199].rsplit(' ', 1)[0]}…"
+            return text[: ends[-1]] if ends and ends[-1] > 60 else f"{text[:199].rsplit(' ', 1)[0]}…"
     return ""
 
 
@@ -78,9 +78,9 @@ def head(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree
         return
     said = {
         "og:type": "website" if name == app.config.root_doc else "article",
-        "og:site_name": app.config.project,
+        "og:site_name": app.config.html_title,
         "og:title": re.sub(r"<[^>]*>", "", html.unescape(context["title"])),
-        "og:description": (about := description(doctree) or f"{context['title']}: {app.config.project}"),
+        "og:description": (about := description(doctree) or f"{context['title']}: {app.config.html_title}"),
     }
     if app.config.html_baseurl:
         said["og:url"] = f"{app.config.html_baseurl.rstrip('/')}/{name}.html"
