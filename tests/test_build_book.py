@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -88,3 +89,39 @@ def test_a_formula_keeps_its_bracket_and_its_comma() -> None:
     kept = '<span class="unbroken">'
     expected = f"<p>If {kept}({formula},</span> then {formula} or {kept}{formula})</span> <b>{formula}</b>.</p>"
     assert space["unbroken"](page) == expected
+
+
+def test_a_chapters_figures_are_vector_graphics(small: Path) -> None:
+    write_chapter(small / "notebooks" / "good.ipynb", "import matplotlib.pyplot as plt\nplt.plot([0, 1]);")
+    write_toc(small, "good")
+    done = build(small)
+    assert done.returncode == 0, done.stderr
+    html = small / "_build" / "html"
+    assert [path.suffix for path in (html / "_images").iterdir()] == [".svg"]
+    assert re.search(r'<img[^>]*src="\.\./_images/\w+\.svg"', (html / "notebooks" / "good.html").read_text())
+    source = html / "_sources" / "notebooks" / "good.ipynb"
+    assert source.read_bytes() == (small / "notebooks" / "good.ipynb").read_bytes(), "without outputs"
+
+
+def test_what_no_page_uses_is_left_out(tmp_path: Path) -> None:
+    icons = 'var i={"moon":[384,512,[9214],"f186","M2z"],sun:[5,5,[],"f185","M3"],"magnifying-glass":[5,5,[1,"search"],'
+    files = {
+        "index.html": '<i class="fa-solid fa-moon"></i><i class="fas fa-search"></i>',
+        "_static/scripts/fontawesome.js": f'{icons}"f002","M4"],"zebra":[1,1,[],"f1",["M5","M6"]]}};',
+        "_static/scripts/fontawesome.js.map": "{}",
+        "_static/locales/de/words.json": "{}",
+        "_static/vendor/font.ttf": "",
+        "_static/vendor/font.woff2": "",
+        "_static/mathjax/sre/mathmaps/en.json": "{}",
+        "_static/mathjax/sre/mathmaps/hi.json": "{}",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    runpy.run_path(str(ROOT / "tools" / "build_book.py"))["finish"](tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    unused = {"_static/scripts/fontawesome.js.map", "_static/locales/de/words.json", "_static/vendor/font.ttf"}
+    assert left == set(files) - unused - {"_static/mathjax/sre/mathmaps/hi.json"}
+    script = (tmp_path / "_static" / "scripts" / "fontawesome.js").read_text()
+    assert re.findall(r'"M\d', script) == ['"M2', '"M4'], "moon, and search by its other name"
+    assert '"sun":[1,1,[],"f000",""]' in script

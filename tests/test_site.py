@@ -99,6 +99,64 @@ def test_nothing_is_fetched_from_another_host() -> None:
     assert not foreign
 
 
+def test_every_page_says_what_it_is_about() -> None:
+    silent = []
+    for name in CHAPTERS:
+        text = (SITE / name).read_text(encoding="utf8")
+        about = re.findall(r'<meta (?:name="description"|property="og:\w+") content="([^"]+)"/>', text)
+        if len(about) < 5 or len(about[0]) < 20 or any("not set" in said for said in about):
+            silent.append(name)
+    assert not silent
+
+
+def test_the_page_for_what_does_not_exist_leads_back() -> None:
+    text = (SITE / "404.html").read_text(encoding="utf8")
+    assert 'href="book/index.html"' in text
+    assert not re.search(r'(src|href)="(_static|https?:)', text), "it is shown at any depth, and offline"
+
+
+def test_download_source_gives_the_chapter_without_outputs() -> None:
+    for name in CHAPTERS:
+        (link,) = {urljoin(f"/{name}", link) for link in page(name).links if "_sources/" in link}
+        source = SITE / link.lstrip("/")
+        assert source.suffix == (".ipynb" if name.startswith("notebooks/") else ".md")
+        assert '"output_type"' not in source.read_text(encoding="utf8")
+
+
+def test_a_page_loads_only_what_it_uses() -> None:
+    for name in CHAPTERS:
+        text = (SITE / name).read_text(encoding="utf8")
+        loaded = {script: any(script in source for source in page(name).fetched) for script in (
+            "figures.js", "schematic.js", "mathjax", "plotly")}  # fmt: skip
+        assert loaded == {
+            "figures.js": "tpgm-figure" in text,
+            "schematic.js": 'id="schematic"' in text,
+            "mathjax": 'class="math' in text,
+            "plotly": False,
+        }, name
+
+
+def test_the_site_is_lighter_than_it_was() -> None:
+    """28.7 MB, and 1.5 MB of icons on each page, before."""
+    assert not list(SITE.rglob("*.map"))
+    assert (SITE / "_static" / "scripts" / "fontawesome.js").stat().st_size < 200_000
+    weight = sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file())
+    assert weight < 22_000_000
+
+
+def test_every_icon_of_a_page_is_in_the_script() -> None:
+    script = (SITE / "_static" / "scripts" / "fontawesome.js").read_text(encoding="utf8")
+    drawn = set(re.findall(r'"?([a-z0-9-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+","M', script))
+    others = {
+        n
+        for found in re.findall(r'\[\d+,\d+,\[([^\]]+)\],"[0-9a-f]+","M', script)
+        for n in re.findall(r'"(.+?)"', found)
+    }
+    asked = {icon for name in CHAPTERS for icon in re.findall(r"\bfa-([a-z-]+)", (SITE / name).read_text("utf8"))}
+    assert "magnifying-glass" in asked
+    assert asked - {"solid", "brands", "regular", "lg"} <= drawn | others
+
+
 # --- in the browser
 
 
@@ -146,11 +204,12 @@ def size(browser: Any, width: int, height: int = 800) -> None:
 
 
 def figures(browser: Any) -> int:
-    """Wait until the page's interactive figures are drawn; how many there are."""
-    count = browser.execute_script("return document.querySelectorAll('.tpgm-figure').length")
-    if count:
-        wait(browser, lambda b: b.execute_script("return document.querySelectorAll('.js-plotly-plot').length") == count)
-    return int(count)
+    """Scroll to each of the page's interactive figures and wait until it is drawn; how many there are."""
+    holders = browser.find_elements("css selector", ".tpgm-figure")
+    for holder in holders:
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", holder)
+        wait(browser, lambda _, holder=holder: holder.find_elements("css selector", ".tpgm-controls"))
+    return len(holders)
 
 
 @in_browser
@@ -223,32 +282,82 @@ def test_search_finds_a_chapter(browser: Any, address: str) -> None:
     browser.get(f"{address}search.html?q=projection")
     # results come one after the other
     wait(browser, lambda b: b.find_elements("css selector", "#search-results ul.search a[href*='02_projections.html']"))
+    browser.get(f"{address}search.html?q=how+to+use+on+my+own+data")
+    first = "#search-results ul.search li:first-child a[href*='five_minutes.html']"
+    wait(browser, lambda b: b.find_elements("css selector", first))
     browser.get(f"{address}search.html?q=zzzqqq")
     wait(browser, lambda b: "did not match any documents" in b.find_element("id", "search-results").text)
 
 
+WITH_FIGURES = [n for n in CHAPTERS if "tpgm-figure" in (SITE / n).read_text(encoding="utf8")]
+
+
 @in_browser
-@pytest.mark.parametrize("name", [n for n in CHAPTERS if "tpgm-figure" in (SITE / n).read_text(encoding="utf8")])
-def test_dragging_a_figures_slider_changes_it(browser: Any, address: str, name: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
+@pytest.mark.parametrize("name", WITH_FIGURES)
+def test_a_figures_slider_changes_it_by_keyboard(browser: Any, address: str, name: str) -> None:
+    from selenium.webdriver.common.keys import Keys
 
     size(browser, 1200)
     browser.get(address + name)
     assert figures(browser)
     state = "return JSON.stringify([...arguments[0].data].map((t) => [t.x, t.y, t.z, t.visible]))"
-    for plot in browser.find_elements("css selector", ".js-plotly-plot"):
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", plot)
-        grips = plot.find_elements("css selector", ".slider-grip-rect")
-        assert grips, "an interactive figure has something to drag"
-        before = browser.execute_script(state, plot)
-        start = browser.execute_script("return arguments[0].layout.sliders[0].active || 0", plot)
-        # from wherever it stands towards the farther end
-        steps = browser.execute_script("return arguments[0].layout.sliders[0].steps.length", plot)
-        way = 120 if start < steps / 2 else -120
-        ActionChains(browser).move_to_element(grips[0]).click_and_hold().move_by_offset(way, 0).pause(
-            0.3
-        ).release().perform()
-        wait(browser, lambda b, plot=plot, before=before: b.execute_script(state, plot) != before, 10)
+    for holder in browser.find_elements("css selector", ".tpgm-figure"):
+        (plot,) = holder.find_elements("css selector", ".js-plotly-plot")
+        sliders = holder.find_elements("css selector", "input[type=range]")
+        assert sliders, "an interactive figure has something to move"
+        buttons = holder.find_elements("css selector", "button:not([aria-pressed=true])")
+        for control, key in [(slider, Keys.ARROW_LEFT) for slider in sliders] + [(b, Keys.ENTER) for b in buttons]:
+            before = browser.execute_script(state, plot)
+            control.send_keys(key)
+            wait(browser, lambda b, plot=plot, old=before: b.execute_script(state, plot) != old, 10)
+        assert sliders[0].get_attribute("aria-label")
+        assert sliders[0].get_attribute("aria-valuetext")
+
+
+@in_browser
+def test_plotly_is_fetched_only_when_a_figure_comes_near(browser: Any, address: str) -> None:
+    fetched = "return performance.getEntriesByType('resource').some((e) => e.name.includes('plotly'))"
+    size(browser, 1200, 600)
+    for name in ("book/index.html", "notebooks/03_ratios.html"):
+        browser.get(address + name)
+        assert not browser.execute_script(fetched), name
+    assert figures(browser)
+    assert browser.execute_script(fetched)
+
+
+@in_browser
+def test_the_schematic_moves_by_keyboard_and_by_pointer(browser: Any, address: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    size(browser, 1200)
+    browser.get(f"{address}book/index.html")
+    handles = browser.find_elements("css selector", "#schematic [role=slider]")
+    assert len(handles) == 6, "weights and radius of three layers"
+    assert all(handle.get_attribute("tabindex") == "0" and handle.accessible_name for handle in handles)
+    (radius,) = browser.find_elements("css selector", "#schematic .layer:nth-of-type(1) .radius")
+    (ratio,) = browser.find_elements("css selector", "#schematic .layer:nth-of-type(1) .ratio:last-of-type")
+    before = ratio.text
+    radius.send_keys(Keys.END)
+    assert ratio.text == "ratio 1.00" != before
+    assert radius.get_attribute("aria-valuetext") == "ratio 1.00: inside its ball"
+    radius.send_keys(Keys.HOME)
+    narrow = ratio.text
+    assert float(narrow.split()[1]) < 0.1
+    hit = radius.find_element("css selector", ".hit")
+    ActionChains(browser).move_to_element(hit).click_and_hold().move_by_offset(-30, 10).release().perform()
+    assert ratio.text != narrow
+
+
+@in_browser
+def test_the_schematic_stands_still_without_scripts(browser: Any, address: str) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(f"{address}book/index.html")
+        assert len(browser.find_elements("css selector", "#schematic .ball")) == 3
+        assert not browser.find_element("css selector", ".schematic-hint").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 @in_browser

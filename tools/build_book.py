@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> float:
     nbformat.write(result, beside)
     beside.replace(target)
     return seconds
+
+
+def _vector_figures() -> Path:
+    """A folder of IPython settings under which figures are SVG: sharp on every screen, and smaller than PNG."""
+    settings = BUILD / "ipython" / "profile_default" / "ipython_kernel_config.py"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('c.InlineBackend.figure_formats = {"svg"}\n')
+    return settings.parents[1]
 
 
 def execute_all(notebooks: list[Path], parameters: dict[str, Any]) -> list[str]:
@@ -119,6 +128,64 @@ def gather(notebooks: list[Path]) -> None:
             path.unlink()
 
 
+# a FontAwesome icon in the theme's script: name, size, other names, code, path
+_ICON = re.compile(r'"?([a-z0-9-]+)"?:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\]')
+# what no page of this book asks for: source maps, fonts for old browsers; and translations of the theme
+_UNUSED = ("_static/**/*.map", "_static/vendor/**/*.ttf")
+_SPOKEN = ("base.json", "en.json", "nemeth.json")  # of MathJax's speech rules
+
+
+def finish(html: Path) -> None:
+    """Leave out what no page uses, and put the chapters as they are in the repository behind "download source"."""
+    for pattern in _UNUSED:
+        for path in html.glob(pattern):
+            path.unlink()
+    shutil.rmtree(html / "_static" / "locales", ignore_errors=True)
+    for path in html.glob("_static/mathjax/sre/mathmaps/*.json"):
+        if path.name not in _SPOKEN:
+            path.unlink()
+    pages = [*html.rglob("*.html"), *html.glob("_static/*.js")]
+    used = {name for page in pages for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(encoding="utf8"))}
+    script = html / "_static" / "scripts" / "fontawesome.js"
+    if script.is_file():
+        script.write_text(_icons_in(script.read_text(encoding="utf8"), used), encoding="utf8")
+    for source in html.glob("_sources/notebooks/*.ipynb"):
+        shutil.copyfile(ROOT / "notebooks" / source.name, source)
+
+
+def _icons_in(script: str, used: set[str]) -> str:
+    """The script with those icons only whose name, or another name of them, is used."""
+
+    def kept(found: re.Match[str]) -> str:
+        names = {found[1], *re.findall(r'"([a-z0-9-]+)"', found[2])}
+        # an empty drawing in the place of the others: the script's commas stay where they are
+        return found[0] if names & used else f'"{found[1]}":[1,1,[],"f000",""]'
+
+    return _ICON.sub(kept, script)
+
+
+def print_pdf(book: str) -> int:
+    """Print the whole book, as one page, to `_build/tpgm.pdf` by a headless browser; needs no TeX. Returns a status."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        print("no PDF: it is printed by chromium or google-chrome, and neither is there", file=sys.stderr)
+        return 1
+    folder = BUILD / "print"
+    to = ["--path-output", str(folder), "--builder", "custom", "--custom-builder", "singlehtml"]
+    if code := subprocess.run([book, "build", str(SOURCE), *to], check=False).returncode:
+        return code
+    pages = folder / "_build" / "singlehtml"
+    # its links start from the top folder
+    whole = shutil.copyfile(pages / "book" / "index.html", pages / "whole.html")
+    target = BUILD / "tpgm.pdf"
+    # the time budget is for MathJax: the browser's own clock, which runs fast
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=120000"]
+    done = subprocess.run([browser, *options, f"--print-to-pdf={target}", whole.as_uri()], check=False, timeout=1200)
+    if done.returncode == 0:
+        print(f"\nThe book as a PDF: {target}")
+    return done.returncode
+
+
 def chapters() -> list[Path]:
     """The notebooks that the table of contents names, in its order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
@@ -131,17 +198,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick", choices=("smoke", "quick", "full"), help="size of the runs")
     parser.add_argument("--strict", action="store_true", help="warnings are errors, references are checked")
+    parser.add_argument("--pdf", action="store_true", help="also print the book to _build/tpgm.pdf by chromium")
     options = parser.parse_args()
     os.environ["TPGM_STATIC_SITE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # advice to install widgets, which a static page cannot show
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    os.environ["IPYTHONDIR"] = str(_vector_figures())
     notebooks = chapters()
     if failed := execute_all(notebooks, {"profile": options.profile}):
         print(f"\nnot built: {', '.join(sorted(failed))} failed; the other chapters are kept", file=sys.stderr)
         return 1
     gather(notebooks)
-    build = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(SOURCE), "--path-output", str(ROOT)]
+    book = str(Path(sys.executable).with_name("jupyter-book"))
+    build = [book, "build", str(SOURCE), "--path-output", str(ROOT)]
     if options.strict:
         # Sphinx warns only about pages it reads, so let it read them all
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
@@ -149,6 +219,9 @@ def main() -> int:
     code = subprocess.run(build, check=False).returncode
     page = BUILD / "html" / "index.html"
     if code == 0:
+        finish(page.parent)
+        if options.pdf:
+            code = print_pdf(book)
         print(f"\nThe book: {page}")
     return code
 

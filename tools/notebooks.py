@@ -39,10 +39,17 @@ def repository(root: Path = ROOT) -> tuple[str, str]:
 def colab_cell(url: str) -> str:
     return (
         "# in Colab, or wherever the package is missing, install it (written by tools/notebooks.py)\n"
+        "from importlib import invalidate_caches\n"
         "from importlib.util import find_spec\n"
         "\n"
         'if find_spec("tpgm") is None:\n'
         f'    %pip install -q "tpgm[notebooks] @ git+{url}"\n'
+        "    invalidate_caches()\n"
+        '    if find_spec("tpgm") is None:\n'
+        "        raise RuntimeError(\n"
+        f'            "tpgm could not be installed from {url}: the lines above say why. "\n'
+        '            "Nothing below works without it. Run this cell again, or install a wheel of tpgm first."\n'
+        "        )\n"
         "\n"
         "import sys\n"
         "\n"
