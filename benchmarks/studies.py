@@ -1,6 +1,6 @@
 """Run several studies at once on one machine, on its GPU or one thread each, until all is done or the time is up.
 
-    python benchmarks/studies.py regime:zero-shot regime:upstream --jobs 8 --out results --store /tmp/store
+    python benchmarks/studies.py regime:zero-shot regime:upstream --jobs 8 --out results --store stages
 
 A task is one label of one study. A study whose model is not there yet waits for it, so that pre-training can go on
 beside. Rows are added to each study's own file in --out at once, and what has a row is not run again. No run begins

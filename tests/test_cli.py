@@ -50,7 +50,19 @@ def test_from_image_files_to_a_table_and_a_model(
     out = tmp_path / "run"
     settings = ["--set", "epochs=6", "--set", "batch_size=4", "--set", "lr=1e-2", "--set", "norm=l2"]
     status = main(
-        ["finetune", str(backbone), str(photos), "--ood", f"dark={dark}", "--out", str(out), "--quiet", *settings]
+        [
+            "finetune",
+            str(backbone),
+            str(photos),
+            "--ood",
+            f"dark={dark}",
+            "--method",
+            "tpgm",
+            "--out",
+            str(out),
+            "--quiet",
+            *settings,
+        ]
     )
     printed = capsys.readouterr()
     assert status == 0, printed.err

@@ -19,41 +19,15 @@ from pathlib import Path
 
 from tpgm.book.experiments.catalogue import STUDIES, find_study
 from tpgm.book.experiments.experiment import committed, read
+from tpgm.book.experiments.names import DISPLAY
+from tpgm.book.experiments.regimes import committed as regimes_committed
+from tpgm.book.experiments.regimes import regrets
 from tpgm.book.experiments.variants import Mean, Variant, paired
 from tpgm.check import hint
 from tpgm.names import in_markdown
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MARK = re.compile(r"^```\{built\} ([^\n`]+)\n```$|\{built\}`([^`]+)`", re.MULTILINE)
-
-# names of labels in prose and tables; what ends in -bn trains BatchNorm's statistics with the other settings
-DISPLAY = {
-    "linear-probe": "Linear probe",
-    "vanilla": "Fine-tuning",
-    "vanilla-bn": "Fine-tuning + BatchNorm",
-    "lp-ft": "LP-FT",
-    "lp-ft-bn": "LP-FT + BatchNorm",
-    "wise-ft": "WiSE-FT",
-    "wise-ft-bn": "WiSE-FT + BatchNorm",
-    "l2-sp": "L2-SP",
-    "ftp": "FTP",
-    "spd": "SPD",
-    "lines": "LiNeS",
-    "one ratio": "One ratio",
-    "one ratio, 1 SE": "One ratio, 1 SE",
-    "probe-anchored": "One ratio, probed head",
-    "start weights": "Pre-trained model",
-    "tpgm": "TPGM, every step",
-    "tpgm-late": "TPGM, last fifth",
-    "tpgm-w": "TPGM, every step, by weight",
-    "tpgm-end": "TPGM, at the end",
-    "tpgm-end-w": "TPGM, at the end, by weight",
-    "tpgm-end-bn": "TPGM, at the end + BatchNorm",
-    "tpgm-end-bn-w": "TPGM, at the end, by weight + BatchNorm",
-    "auto-rgn": "Auto-RGN",
-    "digrap": "DiGraP",
-    "mars-sp": "MARS-SP",
-}
 
 
 def fill(text: str) -> str:
@@ -120,6 +94,20 @@ def table(study: str, base: str, *labels: str) -> str:
         delta = ("", "") if label == base else (_signed(_difference(study, label, base, w)) for w in ("id", "ood"))
         cells = [DISPLAY[label], v.of("id"), v.of("ood"), *delta, len(v.rows)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def regret_of(label: str) -> str:
+    """A label's mean OOD regret over the three regimes with its 95 % interval, such as "1.5 ± 1.0 pp"."""
+    return _unbroken(f"{regrets(regimes_committed())[label]['mean']} pp")
+
+
+def regret_table() -> str:
+    """OOD regret in pp of the twelve labels with the lowest mean over the three regimes, of those complete in all."""
+    found = dict(list(regrets(regimes_committed()).items())[:12])
+    head = [*next(iter(found.values()))]
+    lines = [f"| Method | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
+    lines += [f"| {DISPLAY[label]} | {' | '.join(str(of[what]) for what in head)} |" for label, of in found.items()]
     return "\n".join(lines)
 
 
@@ -252,6 +240,7 @@ WANTED = {
     "data": "image folders and the icon benchmark",
     "train": "`tpgm.finetune` and the commands `finetune`, `predict`, `evaluate`",
     "text": "the text example",
+    "hub": "`tpgm push`, and models from the Hugging Face Hub",
     "transformers": "the callback for the Trainer of transformers",
     "lightning": "the callback for Lightning",
     "theory": "the theory's code and the book's figures",
@@ -315,6 +304,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "extras": extras,
     "gain": gain,
     "labels": labels,
+    "regret": regret_of,
+    "regrets": regret_table,
     "score": score,
     "seeds": seeds,
     "table": table,

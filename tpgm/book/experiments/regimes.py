@@ -16,33 +16,12 @@ from tpgm.book.experiments import experiment
 from tpgm.book.experiments.experiment import Row, key, missing
 from tpgm.book.experiments.frames import _frame
 from tpgm.book.experiments.icon_studies import DEFAULTS, REGIME_STUDIES
+from tpgm.book.experiments.names import DISPLAY
 from tpgm.book.experiments.study import Study
 from tpgm.book.experiments.variants import Mean, Variant, holm, mean, paired
 
 THREE = ("zero-shot", "upstream", "imagenet")  # over which regret is averaged
 RELATIVES = ("one ratio", "one ratio, 1 SE", "probe-anchored", "probe-anchored, 1 SE", *DEFAULTS)
-NAMES = {
-    "start weights": "Start weights",
-    "vanilla": "Vanilla",
-    "lp-ft": "LP-FT",
-    "linear-probe": "Linear probe",
-    "tpgm": "TPGM, each step",
-    "tpgm-late": "TPGM, last fifth",
-    "tpgm-end": "TPGM, at the end",
-    "l2-sp": "L2-SP",
-    "mars-sp": "MARS-SP",
-    "ftp": "FTP",
-    "spd": "SPD",
-    "digrap": "DiGraP",
-    "auto-rgn": "Auto-RGN",
-    "wise-ft": "WiSE-FT",
-    "one ratio": "One ratio",
-    "one ratio, 1 SE": "One ratio, 1 SE",
-    "probe-anchored": "Probe-anchored",
-    "probe-anchored, 1 SE": "Probe-anchored, 1 SE",
-    "lines": "LiNeS",
-    **{label: label[0].upper() + label[1:].replace("lr=", "rate ") for label in DEFAULTS},
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +84,7 @@ def default_by_development(regimes: Mapping[str, Regime]) -> dict[str, float]:
 def not_run(regimes: Mapping[str, Regime]) -> list[str]:
     """Labels that the study of at least one regime has and that are not complete in all of those."""
     return [
-        label for label in NAMES if any(label in r.study.entries and label not in r.tests for r in regimes.values())
+        label for label in DISPLAY if any(label in r.study.entries and label not in r.tests for r in regimes.values())
     ]
 
 
@@ -138,7 +117,7 @@ def contrasts(regimes: Mapping[str, Regime], ours: str) -> pd.DataFrame:
     p = holm({label: found[1] for label, found in ood.items()})
     order = sorted(others, key=lambda label: ood[label][0].value)
     lines = [
-        [NAMES[label], difference(regimes, ours, label, "id")[0], ood[label][0], f"{p[label]:.2g}"] for label in order
+        [DISPLAY[label], difference(regimes, ours, label, "id")[0], ood[label][0], f"{p[label]:.2g}"] for label in order
     ]
     return _frame(["minus", "Δ ID", "Δ OOD", "p of Δ OOD"], lines)
 
@@ -168,7 +147,7 @@ def regrets(regimes: Mapping[str, Regime]) -> dict[str, dict[str, Mean]]:
 
 def regret_table(regimes: Mapping[str, Regime]) -> pd.DataFrame:
     """OOD regret in points with intervals, smallest mean first."""
-    lines = [[NAMES[label], *of.values()] for label, of in regrets(regimes).items()]
+    lines = [[DISPLAY[label], *of.values()] for label, of in regrets(regimes).items()]
     return _frame(["method", *regimes, "mean"], lines)
 
 
@@ -180,5 +159,5 @@ def table(regime: Regime, base: str) -> pd.DataFrame:
     for v in order:
         delta = ["", ""] if v.label == base else [paired(v, against, "id"), paired(v, against, "ood")]
         chosen = v.choice + (" (edge)" if v.label in edge else "")
-        lines.append([NAMES[v.label], chosen, v.of("id"), v.of("ood"), *delta])
+        lines.append([DISPLAY[v.label], chosen, v.of("id"), v.of("ood"), *delta])
     return _frame(["method", "chosen", "ID", "OOD", "Δ ID", "Δ OOD"], lines)
