@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mars-sp": {"radius": 0.2},
     "mars-penalty": {"strength": 0.02},
     "wise-ft": {"alpha": 0.3},
-    "one-ratio": {"points": 21, "rule": "one-se", "lr": 0.2},
+    "one-ratio": {"points": 21, "rule": "one-se", "batchnorm": "eval", "lr": 0.2},
     "probe-anchored": {"rule": "one-se", "batchnorm": "eval", "lr": 0.4},
     "ftp": {"lr": 3e-3},
     "spd": {"lr": 3e-3},
