@@ -108,3 +108,6 @@ def test_committed_rows_give_what_the_chapter_says() -> None:
     assert default == "one ratio, 1 SE, lr=0.003"
     assert regimes.competitor(found) == "lp-ft"
     assert regimes.contrasts(found, default).shape[0] == len(regimes.common(found)) - 1
+    best = {name: max(r.tests, key=lambda label: r.tests[label].of("ood").value) for name, r in found.items()}
+    assert best["upstream"] == "linear-probe", "the table of 'How to choose' says so"
+    assert best["imagenet"] == "vanilla", "as well"
