@@ -180,7 +180,7 @@ def work_of(place: str, method: str, folder: Path) -> Callable[[], None]:
 
 def told(row: Row) -> Row:
     """What of a row must be the same again."""
-    varying = ("seconds", "time", "peak_memory_mb", "commit", "hardware", "sha256")
+    varying = ("seconds", "time", "peak_memory_mb", "commit", "hardware", "command", "sha256")
     return {name: value for name, value in row.items() if name not in varying}
 
 

@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from tpgm.book.experiments.catalogue import STUDIES, find_study
+from tpgm.book.experiments.display import DISPLAY
 from tpgm.book.experiments.experiment import committed, read
-from tpgm.book.experiments.names import DISPLAY
 from tpgm.book.experiments.regimes import committed as regimes_committed
 from tpgm.book.experiments.regimes import regrets
 from tpgm.book.experiments.variants import Mean, Variant, paired

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from tpgm.book.experiments import experiment
+from tpgm.book.experiments.display import DISPLAY
 from tpgm.book.experiments.experiment import Row, key, missing
 from tpgm.book.experiments.frames import _frame
 from tpgm.book.experiments.icon_studies import DEFAULTS, REGIME_STUDIES
-from tpgm.book.experiments.names import DISPLAY
 from tpgm.book.experiments.study import Study
 from tpgm.book.experiments.variants import Mean, Variant, holm, mean, paired
 
