@@ -4,7 +4,7 @@
 
 A task is one label of one study. A study whose model is not there yet waits for it, so that pre-training can go on
 beside. Rows are added to each study's own file in --out at once, and what has a row is not run again. No run begins
-after --seconds.
+after --seconds. The exit status is 1 if a task failed; the others go on.
 """
 
 from __future__ import annotations
@@ -60,11 +60,10 @@ def take(left: Any, lock: Any) -> tuple[str, str] | None:
         return next((left.pop(at) for at, (name, _) in enumerate(left) if can[name]), None)
 
 
-def work(left: Any, lock: Any, given: argparse.Namespace, end: float) -> None:
+def work(left: Any, failed: Any, lock: Any, given: argparse.Namespace, end: float) -> None:
     import torch
 
     from tpgm.book.experiments.catalogue import find_study
-    from tpgm.book.experiments.experiment import append, read, run
 
     torch.set_num_threads(1)
     while time.time() < end and len(left):
@@ -73,20 +72,12 @@ def work(left: Any, lock: Any, given: argparse.Namespace, end: float) -> None:
             time.sleep(2)
             continue
         name, label = task
-        study = find_study(name)
-        out = Path(given.out) / study.file
-        rows = read(out) if out.is_file() else []
-        began, count = time.monotonic(), 0
+        study, began, count = find_study(name), time.monotonic(), 0
         try:
-            for config in study.due(rows, [label]):
-                if time.time() > end:
-                    return
-                row = run(config, store=given.store)
-                append(out, row)
-                rows.append(row)
-                count += 1
+            count = study.run(given.out / study.file, labels=[label], store=given.store, until=end)
         except Exception:
             traceback.print_exc()
+            failed.append(f"{name} {label}")
         print(f"{name} {label}: {count} runs in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -100,13 +91,17 @@ def main() -> int:
     given = parser.parse_args()
     end, context = time.time() + given.seconds, get_context("spawn")
     with context.Manager() as manager:
-        left, lock = manager.list(tasks(given.studies)), manager.Lock()
-        workers = [context.Process(target=work, args=(left, lock, given, end)) for _ in range(given.jobs)]
+        left, failed, lock = manager.list(tasks(given.studies)), manager.list(), manager.Lock()
+        workers = [context.Process(target=work, args=(left, failed, lock, given, end)) for _ in range(given.jobs)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-    return max((worker.exitcode or 0 for worker in workers), default=0)
+        if len(left):
+            print(f"{len(left)} tasks were not begun", file=sys.stderr)
+        for task in failed:
+            print(f"failed: {task}", file=sys.stderr)
+        return int(bool(failed) or any(worker.exitcode for worker in workers))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_the_result_figure_says_the_same_as_the_rows_and_keeps_inside_its_frame(
 def test_a_table_is_ordered_and_leaves_the_base_without_differences() -> None:
     lines = site.table("zero-shot:resnet", "vanilla", "tpgm-end", "one ratio").splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [row[0] for row in cells] == ["One ratio", "Fine-tuning", "TPGM, at the end"]
+    assert [row[0] for row in cells] == ["One ratio", "Vanilla", "TPGM at the end"]
     assert [bool(row[3]) for row in cells] == [True, False, True]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import inspect
 import json
 import re
 import sys
@@ -12,11 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+import tpgm
 from tests.small import small_data
-from tpgm import models
+from tpgm import cli, comparing, models
 from tpgm.cli import main
+from tpgm.methods import options
 from tpgm.models.architectures import Architecture
 from tpgm.models.pretrained import Pretrained, preparation_of
+from tpgm.training.rehearsal import rehearse
 
 COLORS = {"red": (200, 40, 40), "green": (40, 200, 40)}
 
@@ -291,3 +296,16 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("tpgm 0.")
+
+
+def test_defaults_of_the_commands_are_those_of_the_functions() -> None:
+    """They stand twice, for the command line's help does not wait for torch."""
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    of = {name: commands.choices[name].get_default for name in ("finetune", "compare")}
+    for function in (tpgm.finetune, rehearse):
+        assert of["finetune"]("method") == inspect.signature(function).parameters["method"].default == "one-ratio"
+    assert tuple(of["compare"]("methods")) == comparing.METHODS
+    assert of["compare"]("models") == [inspect.signature(tpgm.compare).parameters["models"].default]
+    for name, (default, about) in cli._COMMON.items():
+        known, _ = options("vanilla")[name]
+        assert known == default, (name, about)

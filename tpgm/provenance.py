@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 
+PACKAGES = ("tpgm", "torch", "torchvision", "timm", "accelerate", "numpy")
 
-def provenance() -> dict[str, Any]:
-    """Versions, hardware and time, as JSON values."""
+
+def provenance(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+    """Versions of what is installed of `packages`, hardware and time, as JSON values."""
     versions = {"python": platform.python_version()}
-    for package in ("tpgm", "torch", "torchvision", "timm", "accelerate", "numpy"):
+    for package in packages:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -21,6 +21,7 @@ from tpgm.check import hint
 from tpgm.names import aliases, names_left
 
 Settings = dict[str, Any]
+DEFAULT = "one-ratio"  # the method that is taken where none is named
 MOMENTUM = 0.9
 
 

@@ -34,7 +34,7 @@ def load(
 
     name: one that needs no network, "efficientnet-lite0" (ImageNet weights from a package of their own),
     "icons-resnet" or "icons-vit" (64 pixels, pre-trained by this project on the upstream icons), "icons-clip-resnet"
-    (32 pixels, on icons and their names, with a zero-shot head for 76 classes); "timm/…",
+    or "icons-clip-convnext" (32 pixels, on icons and their names, with a zero-shot head for 76 classes); "timm/…",
     "torchvision/…", "open_clip/ARCHITECTURE/WEIGHTS", "hf-hub:USER/MODEL" (from `push_to_hub`; "@REVISION" may follow),
     fetched when used first; or a run's folder; or a file: what `save` wrote, or a checkpoint (.safetensors, or .pth,
     whose code is not run) of MoCo-v3, of CLIP's ResNet-50 or of `architecture`; a

@@ -31,7 +31,7 @@ from tpgm.anchor import copy_of
 from tpgm.buffers import more_than_one, with_statistics
 from tpgm.data import DataSplits
 from tpgm.files import own_folder, sealed, write_aside
-from tpgm.methods.base import Context, Method, Stage, make, options, ordinary_optimizer, refuse_schedule_free
+from tpgm.methods.base import DEFAULT, Context, Method, Stage, make, options, ordinary_optimizer, refuse_schedule_free
 from tpgm.names import aliases, chosen
 from tpgm.provenance import provenance
 from tpgm.training.batches import content, content_of, derive, index_batches, per_epoch, read, share, warm_cosine
@@ -48,7 +48,7 @@ DEVICE = "ACCELERATE_TORCH_DEVICE"  # where accelerate looks which device is wan
 def finetune(
     model: str | Path | models.Pretrained,
     data: DataSplits,
-    method: str | Method = "one-ratio",
+    method: str | Method = DEFAULT,
     *,
     out: str | Path | None = None,
     size: int | None = None,

@@ -13,7 +13,7 @@ import torch
 from tpgm import check, models
 from tpgm._engine.gradients import eval_mode
 from tpgm.data import DataSplits
-from tpgm.methods.base import Method, Stage, make, options
+from tpgm.methods.base import DEFAULT, Method, Stage, make, options
 from tpgm.provenance import peak_memory
 from tpgm.training.loop import TrainingRun, accelerator_of, beginning, duration
 
@@ -42,7 +42,7 @@ class _Rehearsal(TrainingRun):
 def rehearse(
     model: str | Path | models.Pretrained,
     data: DataSplits,
-    method: str | Method = "tpgm",
+    method: str | Method = DEFAULT,
     *,
     size: int | None = None,
     device: str | torch.device | None = None,

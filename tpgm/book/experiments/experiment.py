@@ -5,15 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import re
-import resource
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +21,8 @@ from tpgm.cli import pairs
 from tpgm.data import DataSplits, ImageArray
 from tpgm.data.splits import by_class
 from tpgm.files import sealed, unsealed, write_aside
+from tpgm.provenance import peak_memory
+from tpgm.provenance import provenance as provenance_of
 
 if TYPE_CHECKING:
     from tpgm.models.pretrained import Pretrained
@@ -287,10 +284,7 @@ def _macro_f1(result: Result) -> Row:
 
 def peak_memory_mb() -> float:
     """Of the GPU's memory since the run began, else of this process since its start, in MB (10^6 bytes)."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)
+    return round((peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")) or 0) / 1e6, 1)
 
 
 def provenance(more: Sequence[str] = ()) -> Row:
@@ -299,22 +293,14 @@ def provenance(more: Sequence[str] = ()) -> Row:
     The commit is "" outside a checkout, where $TPGM_COMMIT does not say it; "+" stands for uncommitted changes.
     compiled: whether numba's kernels were at work.
     """
-    versions = {"python": platform.python_version()}
-    for package in (*PACKAGES, *more):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found, gpu = provenance_of((*PACKAGES, *more)), torch.cuda.is_available()
     return {
-        "versions": versions,
-        "hardware": gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
+        **found,
         "threads": torch.get_num_threads(),
         "blas": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
         **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if gpu else {}),
-        "compiled": "numba" in versions and os.environ.get("TPGM_COMPILED", "1") != "0" and gpu is None,
+        "compiled": "numba" in found["versions"] and os.environ.get("TPGM_COMPILED", "1") != "0" and not gpu,
         "commit": os.environ.get("TPGM_COMMIT") or _commit(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

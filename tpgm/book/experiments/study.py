@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,17 +165,20 @@ class Study:
         store: str | Path | None = None,
         keep: Path | None = None,
         progress: bool = False,
+        until: float = math.inf,
     ) -> int:
         """Run what no row of the file `out` is of yet, adding each row at once; returns how many were run.
 
         store: see `tpgm.finetune`. keep: a folder where each run keeps checkpoint and model, and an interrupted one
-        goes on. Raises ValueError for an unknown label, OSError if `out` cannot be written, before anything is run,
-        else what `experiment.run` raises.
+        goes on. until: seconds of the clock (`time.time`) after which no run begins. Raises ValueError for an unknown
+        label, OSError if `out` cannot be written, before anything is run, else what `experiment.run` raises.
         """
         path, count = Path(out), 0
         require_writable(path)
         rows = read(path) if path.is_file() else []
         for config in self.due(rows, labels):
+            if time.time() > until:
+                break
             digest = hashlib.sha256(key(config).encode()).hexdigest()[:12]
             own = keep and keep / f"{self.name.replace(':', '-')}-{config['method']}-{config['seed']}-{digest}"
             row = experiment.run(config, progress=progress, out=own, store=store)

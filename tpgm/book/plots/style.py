@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import matplotlib.pyplot as plt
 from cycler import cycler
 
+from tpgm.book.experiments.display import DISPLAY
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -29,16 +31,17 @@ class Look(NamedTuple):
 
 
 # by the label of its rows; vanilla and TPGM have the colours of the theory chapters
-METHODS: Mapping[str, Look] = {
-    "linear-probe": Look("Linear probe", "#E69F00", "^"),
-    "vanilla": Look("Vanilla", ANCHOR_COLOR, "o"),
-    "lp-ft": Look("LP-FT", "#0072B2", "s"),
-    "wise-ft": Look("WiSE-FT", "#CC79A7", "D"),
-    "tpgm-end": Look("TPGM at the end", TPGM_COLOR, "P"),
-    "tpgm": Look("TPGM at every step", "#00543D", "X"),
-    "ftp": Look("FTP", "#56B4E9", "v"),
-    "spd": Look("SPD", "#D55E00", "<"),
+_LOOKS = {
+    "linear-probe": ("#E69F00", "^"),
+    "vanilla": (ANCHOR_COLOR, "o"),
+    "lp-ft": ("#0072B2", "s"),
+    "wise-ft": ("#CC79A7", "D"),
+    "tpgm-end": (TPGM_COLOR, "P"),
+    "tpgm": ("#00543D", "X"),
+    "ftp": ("#56B4E9", "v"),
+    "spd": ("#D55E00", "<"),
 }
+METHODS: Mapping[str, Look] = {label: Look(DISPLAY[label], *look) for label, look in _LOOKS.items()}
 BY_NAME: Mapping[str, Look] = {method.name: method for method in METHODS.values()}
 
 _RC: dict[RcKeyType, Any] = {
