@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import runpy
@@ -11,7 +13,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,3 +129,31 @@ def test_what_no_page_uses_is_left_out(tmp_path: Path) -> None:
     script = (tmp_path / "_static" / "scripts" / "fontawesome.js").read_text()
     assert re.findall(r'"M\d', script) == ['"M2', '"M4'], "moon, and search by its other name"
     assert '"sun":[1,1,[],"f000",""]' in script
+
+
+def test_pictures_inside_figures_have_a_palette(tmp_path: Path) -> None:
+    """Matplotlib's four bytes a pixel become one; what is see-through stays as it is."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 4), dtype=np.uint8)
+    (tmp_path / "_images").mkdir()
+    finish = runpy.run_path(str(ROOT / "tools" / "build_book.py"))["finish"]
+
+    def drawn(alpha: np.ndarray | int) -> tuple[int, Image.Image, bytes]:
+        picture, file, path = pixels.copy(), io.BytesIO(), tmp_path / "_images" / "figure.svg"
+        picture[..., 3] = alpha
+        Image.fromarray(picture).save(file, "png")
+        before = base64.b64encode(file.getvalue()).decode()
+        path.write_text(f'<svg><image xlink:href="data:image/png;base64,\n{before}" id="a"/></svg>')
+        finish(tmp_path)
+        found = re.fullmatch(
+            r'<svg><image xlink:href="data:image/png;base64,\s*([^"]+)" id="a"/></svg>', path.read_text()
+        )
+        assert found is not None
+        content = base64.b64decode(found[1])
+        return len(content), Image.open(io.BytesIO(content)), file.getvalue()
+
+    size, picture, before = drawn(255)
+    assert picture.mode == "P"
+    assert size < len(before) / 2
+    near = np.abs(np.asarray(picture.convert("RGB"), dtype=int) - pixels[..., :3])
+    assert near.mean() < 12, "256 colours of noise, the hardest case"
+    assert drawn(pixels[..., 3])[1].mode == "RGBA"

@@ -141,7 +141,7 @@ def test_the_site_is_lighter_than_it_was() -> None:
     assert not list(SITE.rglob("*.map"))
     assert (SITE / "_static" / "scripts" / "fontawesome.js").stat().st_size < 200_000
     weight = sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file())
-    assert weight < 22_500_000
+    assert weight < 22_000_000
 
 
 def test_every_icon_of_a_page_is_in_the_script() -> None:

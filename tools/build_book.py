@@ -7,8 +7,10 @@ package sources and package versions are those of its last good run is not run a
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
@@ -24,6 +26,7 @@ import mathjax
 import nbformat
 import plotly
 import yaml
+from PIL import Image
 from tqdm.auto import tqdm
 
 from tpgm.book.sweep.notebooks import run_notebook
@@ -151,6 +154,24 @@ def finish(html: Path) -> None:
         script.write_text(_icons_in(script.read_text(encoding="utf8"), used), encoding="utf8")
     for source in html.glob("_sources/notebooks/*.ipynb"):
         shutil.copyfile(ROOT / "notebooks" / source.name, source)
+    for figure in html.glob("_images/*.svg"):
+        text = figure.read_text(encoding="utf8")
+        if (lighter := _PICTURE.sub(_in_few_colours, text)) != text:
+            figure.write_text(lighter, encoding="utf8")
+
+
+# a picture inside an SVG: matplotlib writes four bytes a pixel
+_PICTURE = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
+
+
+def _in_few_colours(found: re.Match[str]) -> str:
+    """The picture with a palette of 256 colours, a third of the bytes; as it is if it has one or is see-through."""
+    picture = Image.open(io.BytesIO(base64.b64decode(found[0])))
+    if picture.mode == "P" or picture.convert("RGBA").getextrema()[3][0] < 255:
+        return found[0]
+    file = io.BytesIO()
+    picture.convert("RGB").quantize(256).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _icons_in(script: str, used: set[str]) -> str:
